@@ -1,0 +1,48 @@
+"""Settings of the samplers and of the evaluator."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from replay.resources import Resources
+
+
+class SamplerConfig(BaseModel):
+    """The pool of samplers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    count: int = Field(1, ge=1, le=4096)
+    """Sampler processes."""
+    engine: Literal["jax"] = "jax"
+    """What runs the decoding loop."""
+    samples_per_group: int = Field(2, ge=2, le=256)
+    """K: samples of one image. The leave-one-out baseline needs two, as in the paper (captioning
+    takes 8)."""
+    groups_per_block: int = Field(16, ge=1, le=4096)
+    """Images decoded as one batch; divides learner.groups_per_step."""
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Divides the logits when sampling; the recorded logprobs stay those of temperature 1."""
+    deadline_seconds: float = Field(600.0, gt=0)
+    """A block that takes longer, compilation included, ends its sampler and is sampled anew."""
+    lease_seconds: float = Field(15.0, gt=0)
+    """A sampler that shows no sign of life for so long loses its block and is replaced."""
+    resources: Resources = Resources()
+    """For each sampler."""
+
+
+class EvaluationConfig(BaseModel):
+    """Held-out evaluation while a run goes on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every: int = Field(50, ge=0)
+    """Steps between evaluations; 0 turns the evaluator off."""
+    split: str = "validation"
+    """Where choices are made; the test split is for reports."""
+    examples: int | None = Field(None, ge=1)
+    """Only the first so many examples of the split; all when not set."""
+    batch_size: int = Field(50, ge=1)
+    """Images decoded at once."""
+    resources: Resources = Resources(num_cpus=0)
+    """Of the one evaluator process."""

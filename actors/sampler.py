@@ -1,0 +1,135 @@
+"""The sampler: leases a block of tickets, samples K predictions for each, completes them.
+
+Invariant: what a sampler makes of an ordinal depends on the run's seed, the ordinal and the policy
+version alone. A block is always decoded whole, as one batch of one shape, even when only some of
+its ordinals are still missing, so the numbers do not depend on who did the work.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.engine import Engine
+from protos.trajectory import Sampled, Ticket
+from replay.lease_keeper import LeaseKeeper
+from replay.queue import QueueClosed, ReplayQueue
+from replay.state import Lease, Stage
+from vision.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+LoadWeights = Callable[[int | None], tuple[int, dict[str, Any]]]
+
+
+@dataclass
+class SamplerStatus:
+    """What a sampler has done so far; times in seconds."""
+
+    worker: str
+    groups: int = 0
+    tokens: int = 0
+    policy_version: int = -1
+    working: float = 0.0
+    waiting: float = 0.0
+    loading_weights: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the status page."""
+        return asdict(self)
+
+
+class Sampler:
+    """Samples blocks until the queue closes or it is told to stop."""
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        engine_name: str,
+        queue: ReplayQueue,
+        keeper: LeaseKeeper,
+        load_weights: LoadWeights,
+        ticket: Callable[[int], Ticket],
+        worker: str,
+        block: int,
+        samples_per_group: int,
+        split: str = "train",
+    ):
+        self._task = task
+        self._engine = engine
+        self._engine_name = engine_name
+        self._queue = queue
+        self._keeper = keeper
+        self._load_weights = load_weights
+        self._ticket = ticket
+        self._block = block
+        self._samples_per_group = samples_per_group
+        self._split = split
+        self._stopping = False
+        self.status = SamplerStatus(worker)
+
+    def stop(self) -> None:
+        """Ends `run` after the block at hand."""
+        self._stopping = True
+
+    def run(self) -> dict[str, Any]:
+        """The sampler's life; returns its status when the queue has closed."""
+        while not self._stopping:
+            began = time.monotonic()
+            try:
+                leases = self._queue.lease(
+                    Stage.TO_SAMPLE, 1, worker=self.status.worker, wait=1.0
+                )
+                leased = time.monotonic()
+                self.status.waiting += leased - began
+                if leases:
+                    self._sample_block(leases)
+            except QueueClosed:
+                break
+            self.status.working += time.monotonic() - leased
+        return self.status.to_dict()
+
+    def _sample_block(self, leases: list[Lease]) -> None:
+        self._keeper.hold(leases)
+        try:
+            with self._keeper.working_on(leases):
+                payloads = self._sample(leases)
+            self._queue.complete(payloads)
+            self.status.groups += len(payloads)
+        finally:
+            self._keeper.drop(leases)
+
+    def _sample(self, leases: list[Lease]) -> list[tuple[int, bytes]]:
+        first = leases[0].ordinal // self._block * self._block
+        tickets = [self._ticket(ordinal) for ordinal in range(first, first + self._block)]
+        began = time.monotonic()
+        version, params = self._load_weights(tickets[0].policy_version)
+        self.status.loading_weights += time.monotonic() - began
+        self.status.policy_version = version
+        examples = [
+            self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
+            for ticket in tickets
+        ]
+        samples = self._engine.sample(
+            params,
+            np.stack([example.image for example in examples]),
+            np.array([ticket.sampling_seed for ticket in tickets], dtype=np.uint64),
+            self._samples_per_group,
+        )
+        self.status.tokens += int(samples.lengths.sum())
+        payloads = []
+        for lease in leases:
+            row = lease.ordinal - first
+            sampled = Sampled(
+                ticket=tickets[row],
+                tokens=samples.tokens[row],
+                logprobs=samples.logprobs[row],
+                policy_version=version,
+                engine=self._engine_name,
+            )
+            payloads.append((lease.id, sampled.to_bytes()))
+        return payloads

@@ -1,0 +1,100 @@
+"""Keeps the leases of a worker alive while it works, and ends a worker that is stuck.
+
+Invariant: a lease is renewed only while its item waits its turn or is within its deadline. A worker
+that was stopped as a process renews nothing, so its leases expire and others get the work.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from protos.trajectory import FailureKind
+from replay.queue import ReplayQueue
+from replay.state import Lease
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseKeeper:
+    """Renews leases from a thread of its own.
+
+    When an item takes longer than `deadline` seconds, the keeper fails that item, gives the others
+    back untouched and calls `on_stuck(reason)`, which ends the process: a thread that hangs
+    cannot be ended otherwise.
+    """
+
+    def __init__(
+        self,
+        queue: ReplayQueue,
+        ttl: float,
+        deadline: float,
+        on_stuck: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._queue = queue
+        self._deadline = deadline
+        self._on_stuck = on_stuck
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._held: dict[int, Lease] = {}
+        self._working_on: tuple[frozenset[int], float] | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._renew_forever, args=(ttl / 3,), name="lease-keeper", daemon=True
+        )
+        self._thread.start()
+
+    def hold(self, leases: Iterable[Lease]) -> None:
+        """From now on these are renewed, until they are dropped."""
+        with self._lock:
+            self._held.update({lease.id: lease for lease in leases})
+
+    def drop(self, leases: Iterable[Lease]) -> None:
+        """These have their outcome."""
+        with self._lock:
+            for lease in leases:
+                self._held.pop(lease.id, None)
+
+    @contextmanager
+    def working_on(self, leases: Iterable[Lease]) -> Iterator[None]:
+        """The deadline runs for these leases while the block runs."""
+        with self._lock:
+            self._working_on = (frozenset(lease.id for lease in leases), self._clock())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working_on = None
+
+    def close(self) -> None:
+        """Stops renewing."""
+        self._closed.set()
+        self._thread.join(timeout=5)
+
+    def _renew_forever(self, every: float) -> None:
+        while not self._closed.wait(every):
+            with self._lock:
+                held = dict(self._held)
+                working_on = self._working_on
+            if working_on is not None and self._clock() - working_on[1] > self._deadline:
+                self._give_up(held, working_on[0])
+                return
+            if held:
+                try:
+                    self._queue.renew(list(held))
+                except Exception as error:
+                    # An unreachable queue lets the leases expire: the work is redone elsewhere.
+                    logger.warning("could not renew %d leases: %s", len(held), error)
+
+    def _give_up(self, held: dict[int, Lease], stuck: frozenset[int]) -> None:
+        ordinals = [held[lease_id].ordinal for lease_id in sorted(stuck & set(held))]
+        reason = f"exceeded its deadline of {self._deadline:g} s on ordinals {ordinals}"
+        try:
+            self._queue.fail(
+                [(lease_id, reason, FailureKind.INFRASTRUCTURE) for lease_id in sorted(stuck)]
+            )
+            self._queue.release([lease_id for lease_id in held if lease_id not in stuck])
+        finally:
+            self._on_stuck(reason)

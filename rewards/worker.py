@@ -1,0 +1,133 @@
+"""The reward worker: leases sampled groups, decodes and judges them, completes them.
+
+Invariant: every leased group gets one outcome from this worker, or its lease runs out. Failures
+stay typed: a group whose reward raised goes to quarantine, one sample without a number is `Failed`
+inside its group.
+"""
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from protos.trajectory import Outcome, Sampled, Scored, ScoredGroup
+from replay.lease_keeper import LeaseKeeper
+from replay.queue import QueueClosed, ReplayQueue
+from replay.state import Lease, Stage
+from rewards.judge import GroupFailure, judge_group
+from rewards.reward import Reward
+from vision.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class WorkerStatus:
+    """What a worker has done so far; times in seconds."""
+
+    worker: str
+    groups: int = 0
+    failed_groups: int = 0
+    failed_samples: int = 0
+    working: float = 0.0
+    waiting: float = 0.0
+    last_failures: list[str] = field(default_factory=list)
+
+    def failure(self, reason: str) -> None:
+        """Remembers the newest reasons."""
+        self.last_failures = [*self.last_failures[-4:], reason]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the status page."""
+        return asdict(self)
+
+
+class RewardWorker:
+    """Scores groups until the queue closes or it is told to stop."""
+
+    def __init__(
+        self,
+        task: Task,
+        reward: Reward,
+        queue: ReplayQueue,
+        keeper: LeaseKeeper,
+        worker: str,
+        groups_per_lease: int,
+        split: str = "train",
+    ):
+        self._task = task
+        self._reward = reward
+        self._queue = queue
+        self._keeper = keeper
+        self._groups_per_lease = groups_per_lease
+        self._split = split
+        self._stopping = False
+        self.status = WorkerStatus(worker)
+
+    def stop(self) -> None:
+        """Ends `run` after the groups at hand."""
+        self._stopping = True
+
+    def run(self) -> dict[str, Any]:
+        """The worker's life; returns its status when the queue has closed."""
+        while not self._stopping:
+            began = time.monotonic()
+            try:
+                leases = self._queue.lease(
+                    Stage.TO_SCORE, self._groups_per_lease, worker=self.status.worker, wait=1.0
+                )
+                leased = time.monotonic()
+                self.status.waiting += leased - began
+                if leases:
+                    self._score_all(leases)
+            except QueueClosed:
+                break
+            self.status.working += time.monotonic() - leased
+        return self.status.to_dict()
+
+    def _score_all(self, leases: list[Lease]) -> None:
+        self._keeper.hold(leases)
+        try:
+            completed, failed = [], []
+            for lease in leases:
+                with self._keeper.working_on([lease]):
+                    result = self._score(lease)
+                if isinstance(result, GroupFailure):
+                    failed.append((lease.id, result.reason, result.kind))
+                else:
+                    completed.append((lease.id, result.to_bytes()))
+            if completed:
+                self._queue.complete(completed)
+            if failed:
+                self._queue.fail(failed)
+        finally:
+            self._keeper.drop(leases)
+
+    def _score(self, lease: Lease) -> ScoredGroup | GroupFailure:
+        assert lease.payload is not None
+        sampled = Sampled.from_bytes(lease.payload)
+        ticket = sampled.ticket
+        example = self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
+        predictions = self._task.decode(sampled.tokens, sampled.logprobs)
+        result = judge_group(self._reward, example, predictions)
+        self.status.groups += 1
+        if isinstance(result, GroupFailure):
+            self.status.failed_groups += 1
+            self._report(f"ordinal {ticket.ordinal}, example {ticket.example_id}: {result.reason}")
+            return result
+        for index, outcome in enumerate(result):
+            if not isinstance(outcome, Scored):
+                self.status.failed_samples += 1
+                self._report(_describe(outcome, index, ticket.ordinal, ticket.example_id))
+        return ScoredGroup(sampled, tuple(result))
+
+    def _report(self, reason: str) -> None:
+        logger.warning("%s: %s", self.status.worker, reason)
+        self.status.failure(reason)
+
+
+def _describe(outcome: Outcome, sample: int, ordinal: int, example_id: str) -> str:
+    return (
+        f"ordinal {ordinal}, example {example_id}, sample {sample}: "
+        f"{type(outcome).__name__.lower()}: {getattr(outcome, 'reason', '')}"
+    )
