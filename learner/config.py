@@ -1,0 +1,209 @@
+"""What can be set about training, with the ranges that make sense and what each value means."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown keys are refused, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class OptimizerConfig(Settings):
+    """How gradients become updates.
+
+    An update is `-schedule(step) * multiplier * (learning_rate * direction + weight_decay * p)`:
+    the decay is decoupled from the learning rate (the paper's numbers mean this) and follows the
+    schedule, which goes from 0 to 1 (warm-up) and, with cosine, back to 0.
+    """
+
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    """adafactor: big_vision's variant, factored second moments; adamw: the familiar one."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Peak learning rate, before the multipliers."""
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after the warm-up."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up; the first step already moves (1 / warmup_steps)."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the momentum; 0: none."""
+
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    """AdamW: decay of the second moment. Adafactor takes 1 - t^-0.8, see `beta2_cap`."""
+
+    beta2_cap: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Adafactor: the most that the second moment's decay may reach (0.95 in UViM's settings)."""
+
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each kernel that a step takes away, whatever the learning rate; biases, norms and
+    embeddings do not decay."""
+
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients of a larger global norm are scaled down to it; null: never."""
+
+    multipliers: list[tuple[str, Annotated[float, Field(ge=0)]]] = []
+    """(regular expression, factor) pairs on the update of parameters whose whole path matches, as
+    in ["encoder/.*", 0.1]; the first match counts, 0 freezes, and each must match something."""
+
+    @field_validator("multipliers")
+    @classmethod
+    def _compiles(cls, value: list[tuple[str, float]]) -> list[tuple[str, float]]:
+        for pattern, _ in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return value
+
+
+class EncoderWarmupConfig(Settings):
+    """A dense loss on the encoder alone, standing in for a pretrained backbone."""
+
+    steps: Annotated[int, Field(gt=0)] = 2500
+    """Optimizer steps."""
+
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Images a step."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Peak of AdamW's cosine schedule."""
+
+
+class PretrainConfig(Settings):
+    """Maximum likelihood (the paper's Algorithm 1)."""
+
+    steps: Annotated[int, Field(gt=0)] = 3500
+    """Optimizer steps."""
+
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Images a step, over all devices."""
+
+    microbatches: Annotated[int, Field(gt=0)] = 1
+    """Parts that a batch is computed in, one after the other, to save memory; same gradients."""
+
+    devices: Annotated[int, Field(gt=0)] = 1
+    """JAX devices that share a batch."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(
+        name="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=200
+    )
+    """The paper's detection pretraining: adafactor, 1e-3, cosine, warm-up 20k."""
+
+    encoder_warmup: EncoderWarmupConfig | None = None
+    """Train the encoder on a dense loss first; null: no."""
+
+    checkpoint_every: Annotated[int, Field(gt=0)] = 1000
+    """Steps between checkpoints; the last step always leaves one."""
+
+    keep_checkpoints: Annotated[int, Field(gt=0)] = 2
+    """Newest checkpoints that are kept, beside the best."""
+
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations; 0: only after the last step."""
+
+    log_every: Annotated[int, Field(gt=0)] = 50
+    """Steps between lines of metrics."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        _check_divides("batch_size", self.batch_size, self.microbatches, self.devices)
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below steps"
+                f" {self.steps}: the learning rate would never arrive"
+            )
+        return self
+
+
+class ReinforceConfig(Settings):
+    """The policy-gradient objective (the paper's Algorithm 2); the options are off by default."""
+
+    use_samples: Literal["one", "all"] = "all"
+    """one: the first scored sample is trained on and the others are its baseline, as in the
+    paper; all: every sample is trained on, each with the others as its baseline."""
+
+    max_importance_weight: Annotated[float, Field(ge=1)] | None = None
+    """Weigh each token by min(p_now / p_sampled, this), against the lag of the samples; null: no
+    weights."""
+
+    clip: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """PPO's clipped surrogate with this range, in place of the plain policy gradient."""
+
+    normalise_advantage: bool = False
+    """Divide a group's advantages by the spread of its rewards."""
+
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of KL(policy || the policy that tuning started from); costs a forward pass."""
+
+    entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a bonus for entropy."""
+
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the task's supervised loss on the samples (detection: confidence; paper: 0.3)."""
+
+    length_reduction: Literal["sum", "mean"] = "sum"
+    """How a sequence's tokens add up; sum is Algorithm 2."""
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> Self:
+        if self.clip is not None and self.max_importance_weight is not None:
+            raise ValueError(
+                "clip and max_importance_weight both correct for old samples, and together would"
+                " do so twice: set one of them to null"
+            )
+        return self
+
+
+class TuneConfig(Settings):
+    """Reward tuning: how long, with which objective, and what it leaves behind.
+
+    The groups a step belong to the queue's settings, which pace everyone.
+    """
+
+    steps: Annotated[int, Field(gt=0)] = 200
+    """Optimizer steps; each trains one batch of groups."""
+
+    samples_per_group: Annotated[int, Field(ge=2, le=256)] = 8
+    """K, samples of one example; the paper takes 2 (captioning 8)."""
+
+    microbatches: Annotated[int, Field(gt=0)] = 1
+    """Parts that a batch is computed in, one after the other, to save memory; same gradients."""
+
+    devices: Annotated[int, Field(gt=0)] = 1
+    """JAX devices that share a batch."""
+
+    reinforce: ReinforceConfig = ReinforceConfig()
+    """The objective."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    """The paper's tuning: adafactor, 1e-6 constant, warm-up 1k."""
+
+    publish_every: Annotated[int, Field(gt=0)] = 1
+    """Steps between published policies; `ordered` mode needs 1."""
+
+    checkpoint_every: Annotated[int, Field(gt=0)] = 50
+    """Steps between checkpoints; the last step always leaves one."""
+
+    keep_checkpoints: Annotated[int, Field(gt=0)] = 2
+    """Newest checkpoints that are kept, beside the best."""
+
+    evaluate_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between evaluations on the validation split; 0: only after the last step."""
+
+    log_every: Annotated[int, Field(gt=0)] = 1
+    """Steps between lines of metrics."""
+
+
+def _check_divides(name: str, size: int, microbatches: int, devices: int) -> None:
+    if size % (microbatches * devices):
+        raise ValueError(
+            f"{name} {size} must be a multiple of microbatches * devices = "
+            f"{microbatches} * {devices}: each device computes whole parts of equal size"
+        )
