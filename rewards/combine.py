@@ -1,0 +1,155 @@
+"""Rewards by import path, and weighted sums of rewards."""
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from protos.trajectory import (
+    Abstained,
+    Failed,
+    FailureKind,
+    InfrastructureError,
+    Outcome,
+    Scored,
+)
+from rewards.judge import RewardContractError, describe, judge
+from rewards.reward import Reward
+from vision.tasks.task import Example, Task
+
+
+class RewardLoadError(ValueError):
+    """A reward of the config cannot be built."""
+
+
+def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> Reward:
+    """Builds `Class(task, **options)` from 'module:Class'.
+
+    Raises:
+      RewardLoadError: the module does not import, has no such class, the class is no reward, or
+        it does not take the options.
+    """
+    module_name, colon, class_name = path.partition(":")
+    if not (module_name and colon and class_name):
+        raise RewardLoadError(
+            f"reward path {path!r} is not of the form 'module:Class', such as "
+            "'rewards.detection:MeanAveragePrecisionReward'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise RewardLoadError(
+            f"reward {path!r}: cannot import {module_name!r}: {describe(error)}. It must be "
+            "importable where the run is started: a file beside it, or an installed package"
+        ) from error
+    reward_class = getattr(module, class_name, None)
+    if reward_class is None:
+        rewards = [name for name, value in vars(module).items() if hasattr(value, "score")]
+        raise RewardLoadError(
+            f"reward {path!r}: {module_name!r} has no {class_name!r}."
+            + _nearest(class_name, [name for name in rewards if not name.startswith("_")])
+        )
+    if not callable(reward_class):
+        raise RewardLoadError(
+            f"reward {path!r}: {class_name!r} is a {type(reward_class).__name__}, not a class"
+        )
+    _check_options(path, reward_class, task, options)
+    try:
+        reward = reward_class(task, **options)
+    except Exception as error:
+        raise RewardLoadError(
+            f"reward {path!r} with options {dict(options)}: {describe(error)}"
+        ) from error
+    if not callable(getattr(reward, "score", None)):
+        raise RewardLoadError(
+            f"reward {path!r}: {type(reward).__name__} has no method score(examples, predictions)"
+        )
+    provides = getattr(reward, "provides", None)
+    if not isinstance(provides, Sequence) or isinstance(provides, str):
+        raise RewardLoadError(
+            f"reward {path!r}: `provides` is {provides!r}; it must name the auxiliary arrays of "
+            "the outcomes: `provides = ()` when there are none"
+        )
+    return cast(Reward, reward)
+
+
+def _check_options(path: str, reward_class: Any, task: Task, options: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(reward_class)
+    except (TypeError, ValueError):  # some built-in callables have none: calling them will tell
+        return
+    try:
+        signature.bind(task, **options)
+    except TypeError as error:
+        accepted = list(signature.parameters)[1:]
+        unknown = next((name for name in options if name not in accepted), None)
+        raise RewardLoadError(
+            f"reward {path!r} does not take the options {dict(options)}: {error}."
+            + (_nearest(unknown, accepted) if unknown else f" It takes {accepted}")
+        ) from error
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f" Did you mean {close[0]!r}?" if close else "") + f" There are {sorted(known)}"
+
+
+class WeightedSum:
+    """Σ weight · reward; a sample is scored only where every term scores it."""
+
+    def __init__(self, terms: Sequence[tuple[Reward, float]]):
+        if not terms:
+            raise ValueError("a weighted sum of rewards needs at least one term")
+        for reward, weight in terms:
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {type(reward).__name__} is {weight}")
+        self._terms = list(terms)
+        self._names = [f"term {i} ({type(reward).__name__})" for i, (reward, _) in enumerate(terms)]
+        self.provides: Sequence[str] = tuple(
+            dict.fromkeys(name for reward, _ in terms for name in reward.provides)
+        )
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+        """Outcomes of the sum; failures and abstentions name their term.
+
+        Raises:
+          InfrastructureError, RewardContractError: a term raised it, or something else.
+        """
+        by_term = []
+        for name, (reward, _) in zip(self._names, self._terms, strict=True):
+            try:
+                by_term.append(judge(reward, examples, predictions))
+            except InfrastructureError as error:
+                raise InfrastructureError(f"{name}: {error}") from error
+            except Exception as error:
+                raise RewardContractError(f"{name}: {describe(error)}") from error
+        return [self._sum(outcomes) for outcomes in zip(*by_term, strict=True)]
+
+    def _sum(self, outcomes: Sequence[Outcome]) -> Outcome:
+        failures, abstentions = [], []
+        kind = FailureKind.INFRASTRUCTURE
+        total = 0.0
+        auxiliary: dict[str, np.ndarray] = {}
+        for name, (_, weight), outcome in zip(self._names, self._terms, outcomes, strict=True):
+            if isinstance(outcome, Failed):
+                failures.append(f"{name}: {outcome.reason}")
+                if outcome.kind is FailureKind.DATA:  # then trying elsewhere cannot help
+                    kind = FailureKind.DATA
+            elif isinstance(outcome, Abstained):
+                abstentions.append(f"{name}: {outcome.reason}")
+            else:
+                total += weight * outcome.reward
+                for key, array in outcome.auxiliary.items():
+                    if key in auxiliary and not np.array_equal(auxiliary[key], array):
+                        failures.append(f"{name}: its {key} differs from an earlier term's")
+                        kind = FailureKind.DATA
+                    auxiliary[key] = array
+        if failures:
+            return Failed("; ".join(failures), kind)
+        if abstentions:
+            return Abstained("; ".join(abstentions))
+        return Scored(total, auxiliary)

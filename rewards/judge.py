@@ -1,0 +1,122 @@
+"""Calls a reward and turns all that may go wrong into typed failures.
+
+Invariant: what comes back is either one finite `Scored`, `Abstained` or `Failed` a sample, or one
+`GroupFailure` with its reason. A failure is never a number.
+"""
+
+import math
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from protos.trajectory import (
+    Abstained,
+    Failed,
+    FailureKind,
+    InfrastructureError,
+    Outcome,
+    Scored,
+)
+from rewards.reward import Reward
+from vision.tasks.task import Example
+
+# A reason travels with its group and stands in the logs; a whole array's repr should not.
+_MAX_REASON = 500
+
+
+class RewardContractError(ValueError):
+    """A reward returned something that is not one outcome a sample."""
+
+
+@dataclass(frozen=True)
+class GroupFailure:
+    """Why no sample of a group could be judged."""
+
+    kind: FailureKind
+    reason: str
+
+
+def judge_group(
+    reward: Reward, example: Example, predictions: Sequence[Any]
+) -> tuple[Outcome, ...] | GroupFailure:
+    """Outcomes of the K predictions of one example; never raises what the reward raised.
+
+    `InfrastructureError` is an infrastructure failure of the group, every other exception and a
+    result of the wrong length or type a data failure. A reward or an auxiliary array that is not
+    finite fails its own sample only.
+    """
+    try:
+        return judge(reward, [example] * len(predictions), predictions)
+    except InfrastructureError as error:
+        return GroupFailure(FailureKind.INFRASTRUCTURE, describe(error))
+    except Exception as error:  # noqa: BLE001  # users' code may raise anything: it becomes typed
+        return GroupFailure(FailureKind.DATA, describe(error))
+
+
+def judge(
+    reward: Reward, examples: Sequence[Example], predictions: Sequence[Any]
+) -> tuple[Outcome, ...]:
+    """The reward's outcomes, checked; raises what the reward raises.
+
+    Raises:
+      RewardContractError: not a list of one `Scored`, `Abstained` or `Failed` for each prediction.
+    """
+    name = type(reward).__name__
+    outcomes = reward.score(examples, predictions)
+    if not isinstance(outcomes, Sequence):
+        raise RewardContractError(
+            f"{name}.score returned {type(outcomes).__name__}; expected a list of outcomes"
+        )
+    if len(outcomes) != len(predictions):
+        raise RewardContractError(
+            f"{name}.score returned {len(outcomes)} outcomes for {len(predictions)} predictions; "
+            "expected one for each"
+        )
+    return tuple(_checked(reward, index, outcome) for index, outcome in enumerate(outcomes))
+
+
+def describe(error: BaseException) -> str:
+    """The error's type, message and innermost place, short enough to travel."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({place[0].filename}:{place[0].lineno})" if place else ""
+    return _short(f"{type(error).__name__}: {error}") + where
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
+
+
+def _checked(reward: Reward, index: int, outcome: object) -> Outcome:
+    name = type(reward).__name__
+    if isinstance(outcome, Abstained | Failed):
+        return outcome
+    if not isinstance(outcome, Scored):
+        raise RewardContractError(
+            f"{name}.score returned {_short(repr(outcome))} for sample {index}; expected Scored, "
+            "Abstained or Failed"
+        )
+    value = outcome.reward
+    # NumPy's scalars, zero-dimensional arrays of any library included, are welcome as numbers.
+    if not isinstance(value, Real):
+        if not (hasattr(value, "item") and getattr(value, "shape", None) == ()):
+            raise RewardContractError(
+                f"{name}.score gave sample {index} the reward {_short(repr(value))}; expected a "
+                "number"
+            )
+        value = value.item()
+    if not math.isfinite(value):
+        return Failed(f"{name} gave the reward {value}", FailureKind.DATA)
+    missing = [wanted for wanted in reward.provides if wanted not in outcome.auxiliary]
+    if missing:
+        raise RewardContractError(
+            f"{name} says it provides {missing}, but sample {index} carries "
+            f"{sorted(outcome.auxiliary)}"
+        )
+    for key, array in outcome.auxiliary.items():
+        if not np.all(np.isfinite(array)):
+            return Failed(f"{name} gave {key} values that are not finite", FailureKind.DATA)
+    return Scored(float(value), outcome.auxiliary)
