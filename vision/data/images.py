@@ -1,0 +1,64 @@
+"""Image files as RGB arrays, whatever the file holds; and resizing."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+class ImageError(ValueError):
+    """An image file that is missing or cannot be decoded; the message names the file."""
+
+
+def load_rgb(path: Path | str) -> np.ndarray:
+    """Reads an image file as [height, width, 3] uint8.
+
+    Gray becomes three equal channels, 16-bit samples keep their high byte, CMYK and palettes are
+    converted, and what is transparent shows black. A rotation noted in EXIF is not applied: COCO's
+    boxes refer to the pixels as stored.
+
+    Raises:
+      ImageError: the file is missing, truncated, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(image)
+    except FileNotFoundError as error:
+        raise ImageError(f"no image file {path}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow reports broken files by all of these.
+        raise ImageError(f"cannot read image file {path}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit gray, which Pillow's own conversion would clip to white.
+        gray = np.asarray(image).astype(np.float64)
+        if image.mode != "F" and gray.max(initial=0) > 255:
+            gray = gray // 256
+        gray8 = np.clip(gray, 0, 255).astype(np.uint8)
+        return np.repeat(gray8[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, rgba)
+    return np.array(image.convert("RGB"))
+
+
+def resize_rgb(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear with antialiasing, [h, w, 3] uint8 to [height, width, 3] uint8."""
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized)
+
+
+def to_model(image: np.ndarray) -> np.ndarray:
+    """uint8 0..255 to float32 -1..1."""
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def from_model(image: np.ndarray) -> np.ndarray:
+    """float32 -1..1 back to uint8 0..255."""
+    return np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)

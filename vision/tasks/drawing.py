@@ -1,0 +1,71 @@
+"""Boxes with names on an enlarged image, to look at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vision.data.images import from_model
+
+_LEAST_SIDE = 288  # pixels; smaller images are enlarged by a whole factor
+# Distinct on dark and bright ground, and for the colour-blind (after Okabe and Ito).
+_COLOURS = ("#56b4e9", "#e69f00", "#2ec4a0", "#f0e442", "#ff7a50", "#e88fc4", "#ffffff", "#9be564")
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    scores: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draws labelled boxes.
+
+    Args:
+      image: [H, W, 3] float32 in [-1, 1].
+      boxes: [N, 4] y0 x0 y1 x1 as fractions of the image, in any order.
+      labels: [N] classes.
+      scores: [N], written beside the class as per cent; None: left out.
+
+    Returns:
+      [H', W', 3] uint8, its longer side at least 288 pixels.
+    """
+    pixels = Image.fromarray(from_model(image))
+    factor = max(1, -(-_LEAST_SIDE // max(pixels.size)))
+    width, height = pixels.width * factor, pixels.height * factor
+    canvas = pixels.resize((width, height), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=max(13, max(width, height) // 24))
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        colour = _COLOURS[int(label) % len(_COLOURS)]
+        rows, columns = sorted((box[0] * height, box[2] * height)), sorted((box[1], box[3]))
+        left, right = (float(column) * width for column in columns)
+        top, bottom = float(rows[0]), float(rows[1])
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline="black")
+        pen.rectangle(
+            (left - 1, top - 1, max(left, right), max(top, bottom)), outline=colour, width=2
+        )
+        text = class_names[int(label)]
+        if scores is not None:
+            text += f" {float(scores[index]):.0%}"
+        _tag(pen, text, (left, top, bottom), (width, height), font, colour)
+    return np.array(canvas)
+
+
+def _tag(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    place: tuple[float, float, float],
+    size: tuple[int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    colour: str,
+) -> None:
+    """The name of a box: above it, or below it where the image ends, and never cut off."""
+    left, top, bottom = place
+    x0, y0, x1, y1 = pen.textbbox((0, 0), text, font=font)
+    wide, high = x1 - x0 + 4, y1 - y0 + 4
+    above = top - high - 1
+    y = above if above >= 0 else min(bottom + 1, size[1] - high)
+    x = min(max(0.0, left - 1), size[0] - wide)
+    pen.rectangle((x, y, x + wide, y + high), fill="black")
+    pen.text((x + 2 - x0, y + 2 - y0), text, font=font, fill=colour)

@@ -1,0 +1,36 @@
+"""The tasks there are, by the `kind` of their config."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from vision.tasks.detection import DetectionConfig, DetectionTask
+from vision.tasks.task import Task
+
+# A kind of task that is added here is what the config, the CLI and the workers then know.
+TaskConfig = DetectionConfig
+KINDS: Mapping[str, tuple[type[DetectionConfig], type[DetectionTask]]] = {
+    "detection": (DetectionConfig, DetectionTask),
+}
+
+
+class UnknownTaskError(ValueError):
+    """A config names a kind of task that does not exist."""
+
+
+def build_task(config: TaskConfig | Mapping[str, Any]) -> Task:
+    """The task of a config, which may still be plain values as read from YAML.
+
+    Raises:
+      UnknownTaskError: no task of that kind.
+      pydantic.ValidationError: a value that the task's config does not take.
+    """
+    kind = str(config.get("kind") if isinstance(config, Mapping) else config.kind)
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnknownTaskError(f"unknown kind of task {kind!r}: one of {', '.join(KINDS)}{hint}")
+    config_class, task_class = KINDS[kind]
+    if isinstance(config, Mapping):
+        config = config_class.model_validate(dict(config))
+    return task_class(config)
