@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vision.models.logprobs import entropy, mask_logits, sequence_mask, token_logprobs
 
 from learner.config import ReinforceConfig
 from learner.train_state import LossFunction, LossSums
+from vision.models.logprobs import entropy, mask_logits, sequence_mask, token_logprobs
 from vision.tasks.task import Task
 
 # (parameters, images [B, H, W, 3], tokens [B, K, L]) -> logits [B, K, L, V]
