@@ -6,21 +6,29 @@ class by construction. A plain false positive costs nothing: only the confidence
 Crowd boxes are unknown to the reward. A sample without boxes scores 0.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protos.trajectory import Outcome, Scored
 from vision.metrics.boxes import N_THRESHOLDS, THRESHOLDS, score_boxes
-from vision.tasks.task import Example, Task
+from vision.tasks.boxes import Boxes, Detections
+from vision.tasks.task import Example
 
 MATCH_IOU = "match_iou"
 
 
-class CountedTask(Task, Protocol):
-    """A detection task: it knows how often each class occurs."""
+class CountedTask(Protocol):
+    """What these rewards need to know of a detection task.
+
+    Attributes:
+      auxiliary_arrays: holds `match_iou: (max_boxes,)`.
+    """
+
+    @property
+    def auxiliary_arrays(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102
 
     def class_counts(self) -> NDArray[np.int64]:
         """[n_classes] boxes of each class in the training set."""
@@ -76,24 +84,25 @@ class _MatchingReward:
         self._penalty = duplicate_penalty
         self._duplicates_match = duplicates_match
 
-    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+    def score(
+        self, examples: Sequence[Example], predictions: Sequence[Detections]
+    ) -> list[Outcome]:
         """One `Scored` a pair of `Boxes` target and `Detections`, with match_iou [max_boxes].
 
         Raises:
           ValueError: a prediction of more than `max_boxes` boxes, or of an unknown class.
         """
-        targets = [example.target for example in examples]
-        known = [~np.asarray(target.crowd, bool) for target in targets]
+        targets: list[Boxes] = [example.target.without_crowds() for example in examples]
         for index, prediction in enumerate(predictions):
-            if len(prediction.labels) > self._max_boxes:
+            if len(prediction) > self._max_boxes:
                 raise ValueError(
-                    f"prediction {index} has {len(prediction.labels)} boxes; the task allows "
+                    f"prediction {index} has {len(prediction)} boxes; the task allows "
                     f"{self._max_boxes}"
                 )
         true_boxes, true_labels = _padded(
-            [target.boxes[keep] for target, keep in zip(targets, known, strict=True)],
-            [target.labels[keep] for target, keep in zip(targets, known, strict=True)],
-            max((int(keep.sum()) for keep in known), default=0),
+            [target.boxes for target in targets],
+            [target.labels for target in targets],
+            max((len(target) for target in targets), default=0),
         )
         boxes, labels = _padded(
             [prediction.boxes for prediction in predictions],

@@ -39,18 +39,7 @@ def coco_evaluate(
     """
     truth = load_annotations(annotations)
     results = load_predictions(predictions, truth)
-    # pycocotools prints as it goes, writes into what it is given, and cannot load an empty list.
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {key: _rows(value) for key, value in truth.items()}
-        coco.dataset.setdefault("info", {})
-        coco.createIndex()
-        found = coco.loadRes(results) if results else _no_results(coco)
-        evaluation = COCOeval(coco, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
+    return _judge(truth, results)
 
 
 def evaluate_boxes(
@@ -65,8 +54,8 @@ def evaluate_boxes(
     """AP, AP50, AP75, AR1, AR10 and AR100 of boxes in memory, one array an image.
 
     The IoU has no unit, so boxes may be in any, truth and prediction of an image in the same one.
-    The figures by size of object do depend on the unit and are left out. Corners of predictions
-    that are the wrong way round are put right: a box that was sampled so has an extent to judge.
+    The figures by size of object do depend on the unit and are left out. A box with its corners
+    the wrong way round overlaps with nothing, as in the rewards.
 
     Args:
       true_boxes: [N_i, 4] y0 x0 y1 x1.
@@ -97,8 +86,32 @@ def evaluate_boxes(
         "categories": [{"id": label, "name": str(label)} for label in range(n_classes)],
         "annotations": annotations,
     }
-    figures = coco_evaluate(dataset, predictions)
+    figures = _judge(dataset, predictions, areas=["all"])
     return {name: figures[name] for name in ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")}
+
+
+def _judge(
+    truth: Mapping[str, Any],
+    results: list[dict[str, Any]],
+    areas: Sequence[str] = ("all", "small", "medium", "large"),
+) -> dict[str, float]:
+    # pycocotools prints as it goes, writes into what it is given, and cannot load an empty list.
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"info": {}} | {key: _rows(value) for key, value in truth.items()}
+        # To COCOeval, an annotation of id 0 is one that was not matched.
+        for number, annotation in enumerate(coco.dataset["annotations"], start=1):
+            annotation["id"] = number
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results) if results else _nothing(coco), "bbox")
+        params = evaluation.params
+        chosen = [params.areaRngLbl.index(area) for area in areas]
+        params.areaRng = [params.areaRng[index] for index in chosen]
+        params.areaRngLbl = list(areas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
 
 
 def load_annotations(source: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
@@ -118,8 +131,7 @@ def load_annotations(source: Mapping[str, Any] | str | Path) -> Mapping[str, Any
         for i, category in _each(content, "categories")
     }
     for index, annotation in _each(content, "annotations"):
-        at = f"{where}: annotation at {index}"
-        at = f"{where}: annotation {_field(annotation, 'id', at)}"
+        at = f"{where}: annotation {_field(annotation, 'id', f'{where}: annotation at {index}')}"
         _check_entry(annotation, at, images, categories)
         for key in ("area", "iscrowd"):
             _field(annotation, key, at)
@@ -147,13 +159,13 @@ def load_predictions(
 
 def _check_entry(entry: Any, at: str, images: set[Any], categories: set[Any]) -> None:
     image = _field(entry, "image_id", at)
-    if image not in images:
+    if not isinstance(image, int | str) or image not in images:
         raise CocoFormatError(f"{at}: image_id {image!r} is not among the annotations' images")
     category = _field(entry, "category_id", at)
-    if category not in categories:
+    if not isinstance(category, int | str) or category not in categories:
         raise CocoFormatError(
             f"{at}: category_id {category!r} is not among the annotations' categories "
-            f"{sorted(categories)}"
+            f"{sorted(categories, key=str)}"
         )
     box = _field(entry, "bbox", at)
     numbers = isinstance(box, Sequence) and all(isinstance(value, int | float) for value in box)
@@ -173,9 +185,8 @@ def _each(content: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
 
 def _entry(image: int, label: Any, box: NDArray[Any]) -> dict[str, Any]:
     y0, x0, y1, x1 = (float(value) for value in box)
-    corner = [min(x0, x1), min(y0, y1)]
-    extent = [abs(x1 - x0), abs(y1 - y0)]
-    return {"image_id": image, "category_id": int(label), "bbox": corner + extent}
+    extent = [x1 - x0, y1 - y0] if x1 >= x0 and y1 >= y0 else [0.0, 0.0]
+    return {"image_id": image, "category_id": int(label), "bbox": [x0, y0, *extent]}
 
 
 def _read(path: str | Path) -> Any:
@@ -197,7 +208,7 @@ def _rows(value: Any) -> Any:
     return value
 
 
-def _no_results(coco: COCO) -> COCO:
+def _nothing(coco: COCO) -> COCO:
     empty = COCO()
     empty.dataset = {**coco.dataset, "annotations": []}
     empty.createIndex()
