@@ -1,0 +1,179 @@
+"""The in-memory backend: the state machine behind asyncio, made to live inside one Ray actor.
+
+`ray.remote(MemoryReplayQueue)` makes the actor; the class itself knows nothing of Ray. Waiting
+leases are served in the order they came, as soon as a call or an expiry makes something ready.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from protos.trajectory import FailureKind
+from replay.config import QueueConfig
+from replay.queue import (
+    Completion,
+    Frontier,
+    Lease,
+    Quarantined,
+    QueueClosed,
+    Stage,
+    Stats,
+)
+from replay.state import QueueState
+from replay.tickets import TicketSource
+
+
+class _Waiter:
+    """A lease call that found nothing ready."""
+
+    def __init__(self, n: int, ttl: float | None, worker: str) -> None:
+        self.n, self.ttl, self.worker = n, ttl, worker
+        self.answer: asyncio.Future[list[Lease]] = asyncio.get_running_loop().create_future()
+
+
+class MemoryReplayQueue:
+    """`ReplayQueue` with async methods. All calls must come from one event loop."""
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        tickets: TicketSource,
+        frontier: Frontier | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tickets = tickets
+        self._clock = clock
+        self._state = QueueState(config, self._mint, frontier, incarnation=secrets.token_hex(4))
+        self._waiters: dict[Stage, deque[_Waiter]] = {stage: deque() for stage in Stage}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def lease(
+        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+    ) -> list[Lease]:
+        """See `ReplayQueue.lease`. Raises `QueueClosed`, or `ValueError` for an unknown stage."""
+        if self._closed:
+            raise QueueClosed("the replay queue is closed: the run is over")
+        stage = Stage(stage)
+        leases = self._state.lease(stage, n, ttl, worker, self._clock())
+        if leases or wait <= 0:
+            self._serve()  # what expired meanwhile may be for others
+            return leases
+        waiter = _Waiter(n, ttl, worker)
+        self._waiters[stage].append(waiter)
+        self._serve()
+        try:
+            await asyncio.wait({waiter.answer}, timeout=wait)
+        except asyncio.CancelledError:
+            if waiter.answer.done() and waiter.answer.exception() is None:  # nobody will work on it
+                await self.release([lease.id for lease in waiter.answer.result()])
+            raise
+        finally:
+            if not waiter.answer.done():
+                waiter.answer.cancel()
+                self._waiters[stage].remove(waiter)
+        return [] if waiter.answer.cancelled() else waiter.answer.result()
+
+    async def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
+        """See `ReplayQueue.tickets`."""
+        return [self._mint(ordinal) for ordinal in ordinals]
+
+    async def renew(self, lease_ids: Sequence[str]) -> list[str]:
+        """See `ReplayQueue.renew`."""
+        held = self._state.renew(lease_ids, self._clock())
+        self._serve()
+        return held
+
+    async def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
+        """See `ReplayQueue.complete`."""
+        now = self._clock()
+        try:
+            return [self._state.complete(lease_id, payload, now) for lease_id, payload in items]
+        finally:
+            self._serve()
+
+    async def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
+        """See `ReplayQueue.fail`."""
+        now = self._clock()
+        completions = [self._state.fail(*item, now) for item in items]
+        self._serve()
+        return completions
+
+    async def release(self, lease_ids: Sequence[str]) -> None:
+        """See `ReplayQueue.release`."""
+        self._state.release(lease_ids, self._clock())
+        self._serve()
+
+    async def release_worker(self, worker: str, reason: str) -> int:
+        """See `ReplayQueue.release_worker`; a wait of that worker ends empty-handed."""
+        for waiters in self._waiters.values():
+            for waiter in [waiter for waiter in waiters if waiter.worker == worker]:
+                waiters.remove(waiter)
+                waiter.answer.set_result([])
+        released = self._state.release_worker(worker, reason, self._clock())
+        self._serve()
+        return released
+
+    async def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        """See `ReplayQueue.ack`."""
+        now = self._clock()
+        try:
+            self._state.ack(ordinals, now)
+            self._state.ack(dropped, now, dropped=True)
+        finally:
+            self._serve()
+
+    async def stats(self) -> Stats:
+        """See `ReplayQueue.stats`."""
+        stats = self._state.stats(self._clock())
+        self._serve()
+        return stats
+
+    async def quarantine(self) -> list[Quarantined]:
+        """See `ReplayQueue.quarantine`."""
+        return self._state.quarantine()
+
+    async def frontier(self) -> Frontier:
+        """See `ReplayQueue.frontier`."""
+        return self._state.frontier()
+
+    async def restart(self, frontier: Frontier) -> None:
+        """See `ReplayQueue.restart`."""
+        self._state.restart(frontier)
+        self._serve()
+
+    async def close(self) -> None:
+        """See `ReplayQueue.close`."""
+        self._closed = True
+        for waiters in self._waiters.values():
+            while waiters:
+                waiters.popleft().answer.set_exception(
+                    QueueClosed("the replay queue was closed while waiting: the run is over")
+                )
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _mint(self, ordinal: int) -> bytes:
+        return self._tickets.ticket(ordinal).to_bytes()
+
+    def _serve(self) -> None:
+        """Gives waiting leases what is ready, first come first served, and sets the alarm."""
+        now = self._clock()
+        self._state.expire(now)
+        for stage, waiters in self._waiters.items():
+            while waiters:
+                waiter = waiters[0]
+                leases = self._state.lease(stage, waiter.n, waiter.ttl, waiter.worker, now)
+                if not leases:
+                    break
+                waiters.popleft()
+                waiter.answer.set_result(leases)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._state.next_deadline()
+        if deadline is not None and any(self._waiters.values()):
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, deadline - now), self._serve)

@@ -1,0 +1,237 @@
+"""The replay queue's contract: what roles may ask of it, whatever holds it.
+
+Stages are `to_sample -> to_score -> to_train`. A worker leases items of a stage, renews while it
+works, and completes (the item enters the next stage), fails or releases them. The learner acks.
+All calls are batched, because a call costs about as much as its contents.
+"""
+
+import enum
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from protos.trajectory import FailureKind
+
+
+class Stage(enum.StrEnum):
+    """Where a group waits, and for whom."""
+
+    TO_SAMPLE = "to_sample"
+    TO_SCORE = "to_score"
+    TO_TRAIN = "to_train"
+
+
+class Completion(enum.StrEnum):
+    """What became of a `complete` or `fail`."""
+
+    DONE = "done"
+    TOO_LATE = "too_late"
+    """The lease is not held any more: nothing changed, the outcome is someone else's to give."""
+
+
+class QueueClosed(Exception):
+    """The run is over: there will be nothing more to lease."""
+
+
+class QueueUnavailable(Exception):
+    """The queue did not answer; the message says what was asked and what is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One group, held by one worker for a while.
+
+    Attributes:
+      id: to name it in renew, complete, fail and release.
+      ordinal: the group.
+      stage: where it waits meanwhile.
+      worker: who holds it.
+      ttl: seconds within which to renew, complete, fail or release.
+      deadline: when it ends, on the queue's own clock.
+      delivery: 1, and one more for each delivery in this stage that failed.
+      payload: `Ticket`, `Sampled` or `ScoredGroup` bytes by stage; None for a tombstone, a
+        quarantined group whose masked row the learner must still count.
+      reasons: why deliveries failed, oldest first.
+      block_start: for `to_sample` the first ordinal of its block, else None. Where the leases do
+        not cover the block, the sampler redoes the whole batch (`ReplayQueue.tickets`) and
+        completes what it holds.
+    """
+
+    id: str
+    ordinal: int
+    stage: Stage
+    worker: str
+    ttl: float
+    deadline: float
+    delivery: int
+    payload: bytes | None
+    reasons: tuple[str, ...] = ()
+    block_start: int | None = None
+
+    @property
+    def tombstone(self) -> bool:
+        """Whether the group is quarantined."""
+        return self.payload is None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What has been trained: enough to restart the queue, and the same as rewinding it.
+
+    Attributes:
+      next_unacked: every ordinal below is acked.
+      acked_above: the acked ordinals above, ascending.
+      dropped: how many of the acked were dropped instead of trained.
+    """
+
+    next_unacked: int = 0
+    acked_above: tuple[int, ...] = ()
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        above = self.acked_above
+        ascending = all(a < b for a, b in itertools.pairwise(above))
+        if self.next_unacked < 0 or not ascending or (above and above[0] <= self.next_unacked):
+            raise ValueError(
+                f"frontier {self}: acked_above must ascend above next_unacked, which is at least 0"
+            )
+        if not 0 <= self.dropped <= self.next_unacked + len(above):
+            raise ValueError(f"frontier {self}: more dropped than acked")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, for a checkpoint."""
+        return {
+            "next_unacked": self.next_unacked,
+            "acked_above": list(self.acked_above),
+            "dropped": self.dropped,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Frontier":
+        """From `to_json`'s values; `ValueError` where they are not a frontier."""
+        try:
+            above = tuple(int(ordinal) for ordinal in values["acked_above"])
+            return cls(int(values["next_unacked"]), above, int(values.get("dropped", 0)))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a queue frontier: {values!r} ({error!r})") from error
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """One stage now. Waits are seconds between entering the stage and being leased."""
+
+    ready: int
+    leased: int
+    oldest_wait: float
+    wait_p50: float
+    wait_p95: float
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A group that was given up, in which stage and why."""
+
+    ordinal: int
+    stage: Stage
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The queue now, and what it has counted.
+
+    Attributes:
+      stages: by stage.
+      out: groups handed out and not acked; never above `window`.
+      room: groups that could be handed out at once.
+      acked: groups trained or dropped, over the whole run.
+      dropped: of these, too stale to train.
+      finished: the run's `total_groups` are trained.
+      quarantined, redelivered, expired, too_late: events since this queue started.
+      last_reasons: why the latest deliveries failed, newest last.
+    """
+
+    stages: Mapping[Stage, StageStats]
+    out: int
+    window: int
+    room: int
+    acked: int
+    dropped: int
+    finished: bool
+    quarantined: int
+    redelivered: int
+    expired: int
+    too_late: int
+    last_reasons: tuple[str, ...]
+
+
+class ReplayQueue(Protocol):
+    """A queue as the roles see it; synchronous. Every call may raise `QueueUnavailable`."""
+
+    def lease(
+        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+    ) -> list[Lease]:
+        """Leases up to `n` groups (`to_sample`: `n` blocks), lowest ordinals first.
+
+        In ordered mode `to_train` gives exactly the next `n` ordinals, or none.
+
+        Args:
+          stage: a `Stage`, or its value.
+          n: at least 1.
+          ttl: seconds until the leases expire; None: the stage's setting.
+          worker: a name that tells this worker from all others.
+          wait: seconds to wait where nothing is ready; then the list is empty.
+
+        Raises:
+          QueueClosed: the run is over.
+        """
+        ...
+
+    def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
+        """The tickets of any ordinals, to redo a block of which only a part is leased."""
+        ...
+
+    def renew(self, lease_ids: Sequence[str]) -> list[str]:
+        """Gives each lease its ttl anew; returns those that are still held."""
+        ...
+
+    def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
+        """Moves each (lease id, payload) to its next stage, unless the lease is lost."""
+        ...
+
+    def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
+        """Returns each (lease id, reason, kind): `DATA` to quarantine, else to be tried again."""
+        ...
+
+    def release(self, lease_ids: Sequence[str]) -> None:
+        """Returns the groups untried: counts no delivery."""
+        ...
+
+    def release_worker(self, worker: str, reason: str) -> int:
+        """Takes everything from a dead worker, as failed deliveries; returns how many."""
+        ...
+
+    def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        """The learner has trained `ordinals` and dropped `dropped`; repeating it is harmless."""
+        ...
+
+    def stats(self) -> Stats:
+        """The queue now."""
+        ...
+
+    def quarantine(self) -> list[Quarantined]:
+        """The latest groups that were given up, acked or not, oldest first."""
+        ...
+
+    def frontier(self) -> Frontier:
+        """What has been acked, for a checkpoint."""
+        ...
+
+    def restart(self, frontier: Frontier) -> None:
+        """Forgets all that is not acked in `frontier`; every lease is lost."""
+        ...
+
+    def close(self) -> None:
+        """Ends the run: waiting and later leases raise `QueueClosed`; the rest still works."""
+        ...

@@ -1,0 +1,107 @@
+"""The queue's contract over a Ray actor that holds a `MemoryReplayQueue`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from protos.trajectory import FailureKind
+from replay.queue import (
+    Completion,
+    Frontier,
+    Lease,
+    Quarantined,
+    QueueUnavailable,
+    Stats,
+)
+
+
+class RayReplayQueue:
+    """`ReplayQueue` for any process of the Ray job; no call waits for ever.
+
+    A lease that a call made but could not bring home (its timeout ran out) comes back to the queue
+    by its ttl.
+    """
+
+    def __init__(self, handle: Any, timeout: float = 30.0) -> None:
+        """Wraps the actor.
+
+        Args:
+          handle: of `ray.remote(MemoryReplayQueue)`.
+          timeout: seconds that the queue may take to answer, beside a lease's own `wait`.
+        """
+        if timeout <= 0:
+            raise ValueError(f"timeout is {timeout} s; it must be positive")
+        self._handle = handle
+        self._timeout = timeout
+
+    def lease(
+        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+    ) -> list[Lease]:
+        """See `ReplayQueue.lease`."""
+        return self._call("lease", stage, n, ttl, worker, wait, wait=wait)
+
+    def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
+        """See `ReplayQueue.tickets`."""
+        return self._call("tickets", list(ordinals))
+
+    def renew(self, lease_ids: Sequence[str]) -> list[str]:
+        """See `ReplayQueue.renew`."""
+        return self._call("renew", list(lease_ids))
+
+    def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
+        """See `ReplayQueue.complete`."""
+        return self._call("complete", list(items))
+
+    def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
+        """See `ReplayQueue.fail`."""
+        return self._call("fail", list(items))
+
+    def release(self, lease_ids: Sequence[str]) -> None:
+        """See `ReplayQueue.release`."""
+        self._call("release", list(lease_ids))
+
+    def release_worker(self, worker: str, reason: str) -> int:
+        """See `ReplayQueue.release_worker`."""
+        return self._call("release_worker", worker, reason)
+
+    def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        """See `ReplayQueue.ack`."""
+        self._call("ack", list(ordinals), list(dropped))
+
+    def stats(self) -> Stats:
+        """See `ReplayQueue.stats`."""
+        return self._call("stats")
+
+    def quarantine(self) -> list[Quarantined]:
+        """See `ReplayQueue.quarantine`."""
+        return self._call("quarantine")
+
+    def frontier(self) -> Frontier:
+        """See `ReplayQueue.frontier`."""
+        return self._call("frontier")
+
+    def restart(self, frontier: Frontier) -> None:
+        """See `ReplayQueue.restart`."""
+        self._call("restart", frontier)
+
+    def close(self) -> None:
+        """See `ReplayQueue.close`."""
+        self._call("close")
+
+    def _call(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
+        timeout = self._timeout + wait
+        try:
+            return ray.get(getattr(self._handle, method).remote(*arguments), timeout=timeout)
+        except GetTimeoutError as error:
+            raise QueueUnavailable(
+                f"replay queue did not answer `{method}` within {timeout:g} s: its actor "
+                f"{self._handle} is still being placed, its node is gone, or it is overloaded. "
+                f"Free now: {ray.available_resources()} of {ray.cluster_resources()}"
+            ) from error
+        except RayActorError as error:
+            raise QueueUnavailable(
+                f"replay queue could not do `{method}`: its actor {self._handle} died or is out "
+                f"of reach. Restart it from the learner's last checkpoint. Ray says: {error}"
+            ) from error

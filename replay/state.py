@@ -1,0 +1,383 @@
+"""The replay queue's rules, without I/O and without a clock of its own: `now` is an argument.
+
+Invariant: an ordinal that was handed out is in exactly one place: ready in one stage, held by one
+lease, or acked. (A quarantined ordinal is a tombstone in `to_train` until the learner acks it.)
+Invariant: groups out, handed out and not acked, never exceed the window.
+
+One writer: whoever owns the state calls it from one thread.
+
+    mint ──▶ to_sample ──▶ to_score ──▶ to_train ──▶ acked
+                │ fail: back, or       ▲
+                └──── quarantine ──────┘ as a tombstone (no payload, reasons kept)
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from protos.trajectory import FailureKind
+from replay.config import QueueConfig
+from replay.queue import Completion, Frontier, Lease, Quarantined, Stage, StageStats, Stats
+
+__all__ = ["Completion", "Frontier", "Lease", "QueueState", "Stage", "Stats"]
+
+MAX_REASON = 4000
+"""Characters kept of a reason: a traceback fits, a dumped array does not."""
+KEPT_WAITS = 1024
+KEPT_QUARANTINED = 1000
+KEPT_REASONS = 20
+
+_NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
+
+
+@dataclass(slots=True)
+class _Item:
+    """A group that is out."""
+
+    stage: Stage
+    payload: bytes | None = None
+    tombstone: bool = False
+    failed: int = 0  # deliveries in this stage
+    reasons: list[str] = field(default_factory=list)
+    lease_id: str | None = None
+
+
+class _Ready:
+    """The ready ordinals of a stage, and since when."""
+
+    def __init__(self) -> None:
+        self.since: dict[int, float] = {}
+        self.waits: deque[float] = deque(maxlen=KEPT_WAITS)
+
+    def add(self, ordinal: int, now: float) -> None:
+        self.since[ordinal] = now
+
+    def take(self, ordinal: int, now: float) -> None:
+        self.waits.append(now - self.since.pop(ordinal))
+
+
+class QueueState:
+    """All groups that are out, and what has been acked.
+
+    Every method first expires what is due at `now`, so an operation sees a lease exactly until
+    its deadline, however rarely the owner calls.
+    """
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        mint: Callable[[int], bytes],
+        frontier: Frontier | None = None,
+        incarnation: str = "0",
+    ) -> None:
+        """Starts from a frontier (None: from ordinal 0).
+
+        Args:
+          config: window, order and patience.
+          mint: the ticket's bytes of an ordinal; pure.
+          frontier: what is already acked.
+          incarnation: begins every lease id; must differ between processes that may succeed each
+            other, so that a lease of a dead queue is no lease of this one.
+        """
+        self.config = config
+        self._mint = mint
+        self._incarnation = incarnation
+        self._lease_count = 0
+        self._ttl = {
+            Stage.TO_SAMPLE: config.sample_ttl,
+            Stage.TO_SCORE: config.score_ttl,
+            Stage.TO_TRAIN: config.train_ttl,
+        }
+        self._quarantined: deque[Quarantined] = deque(maxlen=KEPT_QUARANTINED)
+        self._last_reasons: deque[str] = deque(maxlen=KEPT_REASONS)
+        self._quarantined_count = self._redelivered = self._expired = self._too_late = 0
+        self.restart(frontier or Frontier())
+
+    def restart(self, frontier: Frontier) -> None:
+        """Forgets all that is not acked in `frontier`; it is minted anew. Every lease is lost."""
+        self._items: dict[int, _Item] = {}
+        self._leases: dict[str, Lease] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        self._ready = {stage: _Ready() for stage in Stage}
+        self._next_unacked = frontier.next_unacked
+        self._acked_above = set(frontier.acked_above)
+        self._dropped = frontier.dropped
+        self._next_block = frontier.next_unacked // self.config.block
+
+    # -- leases ---------------------------------------------------------------------------------
+
+    def lease(
+        self, stage: Stage, n: int, ttl: float | None, worker: str, now: float
+    ) -> list[Lease]:
+        """Hands out up to `n` groups (`to_sample`: blocks); see `ReplayQueue.lease`."""
+        if n < 1 or (ttl is not None and ttl <= 0):
+            raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
+        self.expire(now)
+        if stage is Stage.TO_SAMPLE:
+            ordinals = self._next_blocks(n, now)
+        elif stage is Stage.TO_TRAIN and self.config.mode == "ordered":
+            ordinals = self._next_step(n, worker)
+        else:
+            ordinals = heapq.nsmallest(n, self._ready[stage].since)
+        ttl = self._ttl[stage] if ttl is None else ttl
+        return [self._hold(ordinal, ttl, worker, now) for ordinal in ordinals]
+
+    def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
+        """Gives each lease its ttl anew; returns the ids that are still held."""
+        self.expire(now)
+        held = []
+        for lease_id in lease_ids:
+            lease = self._leases.get(lease_id)
+            if lease is not None:
+                self._leases[lease_id] = replace(lease, deadline=now + lease.ttl)
+                held.append(lease_id)
+        return held
+
+    def complete(self, lease_id: str, payload: bytes, now: float) -> Completion:
+        """Moves the lease's group to its next stage.
+
+        A lease that has expired changes nothing: the group has one outcome, and it is the other
+        worker's to give.
+        """
+        self.expire(now)
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            self._too_late += 1
+            return Completion.TOO_LATE
+        if lease.stage is Stage.TO_TRAIN:
+            raise ValueError(f"ordinal {lease.ordinal} is in to_train, where it is acked instead")
+        item = self._drop_lease(lease)
+        item.stage, item.payload, item.failed = _NEXT[lease.stage], payload, 0
+        self._ready[item.stage].add(lease.ordinal, now)
+        return Completion.DONE
+
+    def fail(self, lease_id: str, reason: str, kind: FailureKind, now: float) -> Completion:
+        """Returns the lease's group to its stage, or gives it up; see `ReplayQueue.fail`."""
+        self.expire(now)
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            self._too_late += 1
+            return Completion.TOO_LATE
+        self._fail(lease, reason, kind, now)
+        return Completion.DONE
+
+    def release(self, lease_ids: Iterable[str], now: float) -> None:
+        """Returns the groups to their stage untried: counts no delivery."""
+        self.expire(now)
+        for lease_id in lease_ids:
+            lease = self._leases.get(lease_id)
+            if lease is not None:
+                item = self._drop_lease(lease)
+                self._ready[item.stage].add(lease.ordinal, now)
+
+    def release_worker(self, worker: str, reason: str, now: float) -> int:
+        """Takes everything from a dead worker, as failed deliveries; returns how many."""
+        self.expire(now)
+        held = [lease for lease in self._leases.values() if lease.worker == worker]
+        for lease in held:
+            self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
+        return len(held)
+
+    def expire(self, now: float) -> int:
+        """Takes back what is past its deadline, as failed deliveries; returns how many."""
+        expired = 0
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, lease_id = heapq.heappop(self._deadlines)
+            lease = self._leases.get(lease_id)
+            if lease is None:
+                continue
+            if lease.deadline > now:  # renewed since
+                heapq.heappush(self._deadlines, (lease.deadline, lease_id))
+                continue
+            reason = f"lease of {lease.worker} expired: not renewed within {lease.ttl:g} s"
+            self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
+            expired += 1
+        self._expired += expired
+        return expired
+
+    def next_deadline(self) -> float | None:
+        """No lease expires before; None: nothing is leased."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    # -- the learner's side ---------------------------------------------------------------------
+
+    def ack(self, ordinals: Sequence[int], now: float, dropped: bool = False) -> None:
+        """The learner is done with these, whether it still holds their leases or not.
+
+        Raises:
+          ValueError: an ordinal is neither acked nor in `to_train`; then nothing is acked.
+        """
+        self.expire(now)
+        for ordinal in ordinals:
+            if self.is_acked(ordinal):
+                continue
+            item = self._items.get(ordinal)
+            if item is None or item.stage is not Stage.TO_TRAIN:
+                where = "not handed out" if item is None else f"in {item.stage}"
+                raise ValueError(f"cannot ack ordinal {ordinal}: it is {where}, not in to_train")
+        for ordinal in set(ordinals):
+            if self.is_acked(ordinal):
+                continue
+            item = self._items.pop(ordinal)
+            if item.lease_id is not None:
+                del self._leases[item.lease_id]
+            else:
+                del self._ready[Stage.TO_TRAIN].since[ordinal]
+            self._acked_above.add(ordinal)
+            self._dropped += dropped
+        while self._next_unacked in self._acked_above:
+            self._acked_above.remove(self._next_unacked)
+            self._next_unacked += 1
+
+    def is_acked(self, ordinal: int) -> bool:
+        """Whether the learner is done with it."""
+        return ordinal < self._next_unacked or ordinal in self._acked_above
+
+    def frontier(self) -> Frontier:
+        """What has been acked."""
+        return Frontier(self._next_unacked, tuple(sorted(self._acked_above)), self._dropped)
+
+    # -- what one can see -----------------------------------------------------------------------
+
+    def stats(self, now: float) -> Stats:
+        """The queue now."""
+        self.expire(now)
+        leased = dict.fromkeys(Stage, 0)
+        for lease in self._leases.values():
+            leased[lease.stage] += 1
+        stages = {}
+        for stage, ready in self._ready.items():
+            waits = sorted(ready.waits) or [0.0]
+            stages[stage] = StageStats(
+                ready=len(ready.since),
+                leased=leased[stage],
+                oldest_wait=now - min(ready.since.values(), default=now),
+                wait_p50=waits[len(waits) // 2],
+                wait_p95=waits[len(waits) * 95 // 100],
+            )
+        acked = self._next_unacked + len(self._acked_above)
+        total = self.config.total_groups
+        return Stats(
+            stages=stages,
+            out=len(self._items),
+            window=self.config.window,
+            room=self.config.window - len(self._items),
+            acked=acked,
+            dropped=self._dropped,
+            finished=total is not None and acked - self._made_up_for() >= total,
+            quarantined=self._quarantined_count,
+            redelivered=self._redelivered,
+            expired=self._expired,
+            too_late=self._too_late,
+            last_reasons=tuple(self._last_reasons),
+        )
+
+    def quarantine(self) -> list[Quarantined]:
+        """The latest groups that were given up, acked or not, oldest first."""
+        return list(self._quarantined)
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _next_blocks(self, n: int, now: float) -> list[int]:
+        """The ready ordinals of the lowest `n` blocks that have any, minted where none is left."""
+        size = self.config.block
+        ready = self._ready[Stage.TO_SAMPLE]
+        ordinals: list[int] = []
+        waiting = sorted(ready.since)
+        for _ in range(n):
+            if not waiting:
+                waiting = self._mint_block(now)
+            if not waiting:
+                break
+            end = (waiting[0] // size + 1) * size
+            ordinals += (ordinal for ordinal in waiting if ordinal < end)
+            waiting = [ordinal for ordinal in waiting if ordinal >= end]
+        return ordinals
+
+    def _mint_block(self, now: float) -> list[int]:
+        """Makes the next block that is not all acked, if the window has room; else []."""
+        size, total = self.config.block, self.config.total_groups
+        while True:
+            start = self._next_block * size
+            if total is not None and start >= total + -(-self._made_up_for() // size) * size:
+                return []
+            ordinals = [o for o in range(start, start + size) if not self.is_acked(o)]
+            if len(self._items) + len(ordinals) > self.config.window:
+                return []
+            self._next_block += 1
+            for ordinal in ordinals:
+                self._items[ordinal] = _Item(Stage.TO_SAMPLE)
+                self._ready[Stage.TO_SAMPLE].add(ordinal, now)
+            if ordinals:
+                return ordinals
+
+    def _made_up_for(self) -> int:
+        """Dropped groups that new ones replace; in ordered mode a step is its ordinals."""
+        return self._dropped if self.config.mode == "async" else 0
+
+    def _next_step(self, n: int, worker: str) -> list[int]:
+        """The first `n` ordinals that are not acked or being trained; [] unless all are ready."""
+        if n > self.config.window:
+            raise ValueError(
+                f"{worker} asks to_train for n={n} in order; only {self.config.window} fit the "
+                "window, so they would never be ready together"
+            )
+        ready = self._ready[Stage.TO_TRAIN].since
+        ordinals: list[int] = []
+        ordinal = self._next_unacked
+        while len(ordinals) < n:
+            if ordinal in ready:
+                ordinals.append(ordinal)
+            elif not self.is_acked(ordinal):
+                item = self._items.get(ordinal)
+                if ordinals or item is None or item.stage is not Stage.TO_TRAIN:
+                    return []
+            ordinal += 1
+        return ordinals
+
+    def _hold(self, ordinal: int, ttl: float, worker: str, now: float) -> Lease:
+        item = self._items[ordinal]
+        self._ready[item.stage].take(ordinal, now)
+        self._lease_count += 1
+        sampling = item.stage is Stage.TO_SAMPLE
+        lease = Lease(
+            id=f"{self._incarnation}.{self._lease_count}",
+            ordinal=ordinal,
+            stage=item.stage,
+            worker=worker,
+            ttl=ttl,
+            deadline=now + ttl,
+            delivery=item.failed + 1,
+            payload=self._mint(ordinal) if sampling else item.payload,
+            reasons=tuple(item.reasons),
+            block_start=ordinal - ordinal % self.config.block if sampling else None,
+        )
+        item.lease_id = lease.id
+        self._leases[lease.id] = lease
+        if len(self._deadlines) > 2 * len(self._leases) + 1024:  # mostly of leases that are gone
+            self._deadlines = [(held.deadline, held.id) for held in self._leases.values()]
+            heapq.heapify(self._deadlines)
+        else:
+            heapq.heappush(self._deadlines, (lease.deadline, lease.id))
+        self._redelivered += lease.delivery > 1
+        return lease
+
+    def _drop_lease(self, lease: Lease) -> _Item:
+        del self._leases[lease.id]
+        item = self._items[lease.ordinal]
+        item.lease_id = None
+        return item
+
+    def _fail(self, lease: Lease, reason: str, kind: FailureKind, now: float) -> None:
+        item = self._drop_lease(lease)
+        item.failed += 1
+        item.reasons.append(reason[:MAX_REASON])
+        self._last_reasons.append(f"ordinal {lease.ordinal}, {lease.stage}: {item.reasons[-1]}")
+        give_up = kind is FailureKind.DATA or item.failed >= self.config.max_deliveries
+        if give_up and not item.tombstone:
+            self._quarantined_count += 1
+            self._quarantined.append(Quarantined(lease.ordinal, lease.stage, tuple(item.reasons)))
+            item.stage, item.payload, item.tombstone = Stage.TO_TRAIN, None, True
+            item.failed = 0
+        self._ready[item.stage].add(lease.ordinal, now)
