@@ -28,3 +28,31 @@ class ScenesOptions(_Options):
     """Share of the training boxes that the annotator missed; the images stay as they are."""
     cache_dir: Path | None = None
     """Where generated scenes are kept; default ~/.cache/rewardtune."""
+
+
+class CocoSplit(_Options):
+    """A file of instances with its images."""
+
+    annotations: Path
+    """`instances_*.json`."""
+    images: Path
+    """The folder that the file names in it are relative to."""
+
+
+class CocoOptions(_Options):
+    """Data in COCO's format: COCO itself, Objects365, or your own."""
+
+    kind: Literal["coco"] = "coco"
+    train: CocoSplit
+    """To train on."""
+    validation: CocoSplit | None = None
+    """To make choices on."""
+    test: CocoSplit | None = None
+    """To report on."""
+    on_bad_boxes: Literal["error", "clip", "skip"] = "error"
+    """What to do with boxes that stand out of their image or have no extent."""
+    check_images: bool = True
+    """Look at the start whether every image file is there."""
+
+
+DataOptions = ScenesOptions | CocoOptions

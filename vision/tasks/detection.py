@@ -7,9 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vision.data.config import ScenesOptions
+from vision.data.augment import AugmentOptions, augment
+from vision.data.config import DataOptions, ScenesOptions
 from vision.data.detection import DetectionSource, open_source
-from vision.data.images import to_model
+from vision.data.images import resize_rgb, to_model
 from vision.tasks.boxes import (
     CLASS_SLOT,
     CONFIDENCE_LEVELS,
@@ -31,10 +32,12 @@ class DetectionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["detection"] = "detection"
-    data: ScenesOptions = Field(default_factory=ScenesOptions)
-    """Where images and boxes come from."""
+    data: DataOptions = Field(default_factory=ScenesOptions, discriminator="kind")
+    """Where images and boxes come from: `kind: scenes` or `kind: coco`."""
     image_size: tuple[int, int] = (48, 48)
     """Height and width that the model sees; the image is stretched to it."""
+    augment: AugmentOptions | None = None
+    """How training images are changed; none by default."""
     coordinate_buckets: int = Field(default=192, ge=2, le=10_000)
     """Steps of a coordinate over the image's side (the paper: 1000)."""
     max_boxes: int = Field(default=6, ge=1, le=1000)
@@ -51,9 +54,11 @@ class DetectionConfig(BaseModel):
     in each other's place, and are clipped when read. Confidence keeps to its slots in both."""
 
     @model_validator(mode="after")
-    def _sizes_are_positive(self) -> "DetectionConfig":
+    def _fits_together(self) -> "DetectionConfig":
         if min(self.image_size) < 8:
             raise ValueError(f"image_size {self.image_size}: each side must be at least 8 pixels")
+        if self.augment and self.augment.flip and isinstance(self.data, ScenesOptions):
+            raise ValueError("augment.flip must be 0 for scenes: a mirrored digit is no digit")
         return self
 
 
@@ -80,7 +85,14 @@ class DetectionTask:
     def source(self, split: str) -> DetectionSource:
         """The data of a split, opened when first asked for."""
         if split not in self._sources:
-            self._sources[split] = open_source(self.config.data, split)
+            source = open_source(self.config.data, split)
+            expected = self._sources.get("train", source).class_names
+            if list(source.class_names) != list(expected):
+                raise ValueError(
+                    f"the classes of split {split!r} differ from those of the training set: "
+                    f"{sorted(set(source.class_names) ^ set(expected)) or 'another order'}"
+                )
+            self._sources[split] = source
         return self._sources[split]
 
     def class_counts(self) -> np.ndarray:
@@ -97,8 +109,16 @@ class DetectionTask:
 
     def load(self, split: str, example_id: str, augmentation_seed: int | None) -> Example:
         """See `Task`; the target is a `Boxes`."""
-        image, fractions, labels, crowd = self.source(split).load(example_id, self.image_size)
-        return Example(example_id, to_model(image), Boxes(self._buckets(fractions), labels, crowd))
+        sample = self.source(split).load(example_id)
+        boxes, labels, crowd = sample.boxes, sample.labels, sample.crowd
+        if augmentation_seed is None or self.config.augment is None:
+            image = resize_rgb(sample.image, *self.image_size)
+        else:
+            image, boxes, kept = augment(
+                sample.image, boxes, self.image_size, self.config.augment, augmentation_seed
+            )
+            boxes, labels, crowd = boxes[kept], labels[kept], crowd[kept]
+        return Example(example_id, to_model(image), Boxes(self._buckets(boxes), labels, crowd))
 
     def _buckets(self, fractions: np.ndarray) -> np.ndarray:
         """[N, 4] fractions of the image to int32 buckets, rounded to the nearest."""
@@ -211,15 +231,27 @@ class DetectionTask:
         self, examples: Sequence[Example], predictions: Sequence[Detections]
     ) -> dict[str, float]:
         """COCO's metrics over a split, as fractions: mAP, AP50, AP75, AR100, and box counts."""
-        from vision.tasks.detection_metrics import evaluate_detections
+        from vision.metrics.coco import evaluate_boxes
 
-        return evaluate_detections(
-            [example.target for example in examples],
-            predictions,
+        if len(examples) != len(predictions):
+            raise ValueError(f"{len(examples)} examples but {len(predictions)} predictions")
+        targets: list[Boxes] = [example.target for example in examples]
+        figures = evaluate_boxes(
+            [target.boxes for target in targets],
+            [target.labels for target in targets],
+            [prediction.boxes for prediction in predictions],
+            [prediction.labels for prediction in predictions],
             [self.scores(prediction) for prediction in predictions],
-            classes=len(self.class_names),
-            levels=self.layout.levels,
+            len(self.class_names),
+            [target.crowd for target in targets],
         )
+        images = max(1, len(examples))
+        return {
+            "mAP": figures.pop("AP"),
+            **figures,
+            "boxes_per_image": sum(len(prediction) for prediction in predictions) / images,
+            "true_boxes_per_image": sum(len(target) for target in targets) / images,
+        }
 
     def draw(self, example: Example, prediction: Detections | None) -> np.ndarray:
         """See `Task`; enlarged so that the longer side has at least 288 pixels."""
