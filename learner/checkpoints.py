@@ -248,7 +248,7 @@ class Checkpoints:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
+        lambda leaf: jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
             leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
         ),
         tree,
