@@ -45,13 +45,13 @@ class MemoryReplayQueue:
     ) -> None:
         self._tickets = tickets
         self._clock = clock
-        self._state = QueueState(config, self._mint, frontier, incarnation=secrets.randbits(31))
+        self._state = QueueState(config, self._mint, frontier, incarnation=secrets.token_hex(4))
         self._waiters: dict[Stage, deque[_Waiter]] = {stage: deque() for stage in Stage}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def lease(
-        self, stage: str, n: int, ttl: float | None = None, *, worker: str, wait: float = 0.0
+        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
     ) -> list[Lease]:
         """See `ReplayQueue.lease`. Raises `QueueClosed`, or `ValueError` for an unknown stage."""
         if self._closed:
@@ -76,13 +76,17 @@ class MemoryReplayQueue:
                 self._waiters[stage].remove(waiter)
         return [] if waiter.answer.cancelled() else waiter.answer.result()
 
-    async def renew(self, lease_ids: Sequence[int]) -> list[int]:
+    async def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
+        """See `ReplayQueue.tickets`."""
+        return [self._mint(ordinal) for ordinal in ordinals]
+
+    async def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """See `ReplayQueue.renew`."""
         held = self._state.renew(lease_ids, self._clock())
         self._serve()
         return held
 
-    async def complete(self, items: Sequence[tuple[int, bytes]]) -> list[Completion]:
+    async def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
         """See `ReplayQueue.complete`."""
         now = self._clock()
         try:
@@ -90,14 +94,14 @@ class MemoryReplayQueue:
         finally:
             self._serve()
 
-    async def fail(self, items: Sequence[tuple[int, str, FailureKind]]) -> list[Completion]:
+    async def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
         """See `ReplayQueue.fail`."""
         now = self._clock()
         completions = [self._state.fail(*item, now) for item in items]
         self._serve()
         return completions
 
-    async def release(self, lease_ids: Sequence[int]) -> None:
+    async def release(self, lease_ids: Sequence[str]) -> None:
         """See `ReplayQueue.release`."""
         self._state.release(lease_ids, self._clock())
         self._serve()

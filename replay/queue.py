@@ -54,11 +54,11 @@ class Lease:
         quarantined group whose masked row the learner must still count.
       reasons: why deliveries failed, oldest first.
       block_start: for `to_sample` the first ordinal of its block, else None. Where the leases do
-        not cover the block, the sampler redoes the whole batch (any ordinal's ticket comes from a
-        `TicketSource`) and completes what it holds.
+        not cover the block, the sampler redoes the whole batch (`ReplayQueue.tickets`) and
+        completes what it holds.
     """
 
-    id: int
+    id: str
     ordinal: int
     stage: Stage
     worker: str
@@ -170,7 +170,7 @@ class ReplayQueue(Protocol):
     """A queue as the roles see it; synchronous. Every call may raise `QueueUnavailable`."""
 
     def lease(
-        self, stage: str, n: int, ttl: float | None = None, *, worker: str, wait: float = 0.0
+        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
     ) -> list[Lease]:
         """Leases up to `n` groups (`to_sample`: `n` blocks), lowest ordinals first.
 
@@ -188,19 +188,23 @@ class ReplayQueue(Protocol):
         """
         ...
 
-    def renew(self, lease_ids: Sequence[int]) -> list[int]:
+    def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
+        """The tickets of any ordinals, to redo a block of which only a part is leased."""
+        ...
+
+    def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """Gives each lease its ttl anew; returns those that are still held."""
         ...
 
-    def complete(self, items: Sequence[tuple[int, bytes]]) -> list[Completion]:
+    def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
         """Moves each (lease id, payload) to its next stage, unless the lease is lost."""
         ...
 
-    def fail(self, items: Sequence[tuple[int, str, FailureKind]]) -> list[Completion]:
+    def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
         """Returns each (lease id, reason, kind): `DATA` to quarantine, else to be tried again."""
         ...
 
-    def release(self, lease_ids: Sequence[int]) -> None:
+    def release(self, lease_ids: Sequence[str]) -> None:
         """Returns the groups untried: counts no delivery."""
         ...
 

@@ -37,24 +37,28 @@ class RayReplayQueue:
         self._timeout = timeout
 
     def lease(
-        self, stage: str, n: int, ttl: float | None = None, *, worker: str, wait: float = 0.0
+        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
     ) -> list[Lease]:
         """See `ReplayQueue.lease`."""
-        return self._call("lease", stage, n, ttl, patience=wait, worker=worker, wait=wait)
+        return self._call("lease", stage, n, ttl, worker, wait, wait=wait)
 
-    def renew(self, lease_ids: Sequence[int]) -> list[int]:
+    def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
+        """See `ReplayQueue.tickets`."""
+        return self._call("tickets", list(ordinals))
+
+    def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """See `ReplayQueue.renew`."""
         return self._call("renew", list(lease_ids))
 
-    def complete(self, items: Sequence[tuple[int, bytes]]) -> list[Completion]:
+    def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
         """See `ReplayQueue.complete`."""
         return self._call("complete", list(items))
 
-    def fail(self, items: Sequence[tuple[int, str, FailureKind]]) -> list[Completion]:
+    def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
         """See `ReplayQueue.fail`."""
         return self._call("fail", list(items))
 
-    def release(self, lease_ids: Sequence[int]) -> None:
+    def release(self, lease_ids: Sequence[str]) -> None:
         """See `ReplayQueue.release`."""
         self._call("release", list(lease_ids))
 
@@ -86,11 +90,10 @@ class RayReplayQueue:
         """See `ReplayQueue.close`."""
         self._call("close")
 
-    def _call(self, method: str, *arguments: Any, patience: float = 0.0, **named: Any) -> Any:
-        timeout = self._timeout + patience
+    def _call(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
+        timeout = self._timeout + wait
         try:
-            answer = getattr(self._handle, method).remote(*arguments, **named)
-            return ray.get(answer, timeout=timeout)
+            return ray.get(getattr(self._handle, method).remote(*arguments), timeout=timeout)
         except GetTimeoutError as error:
             raise QueueUnavailable(
                 f"replay queue did not answer `{method}` within {timeout:g} s: its actor "

@@ -40,7 +40,7 @@ class _Item:
     tombstone: bool = False
     failed: int = 0  # deliveries in this stage
     reasons: list[str] = field(default_factory=list)
-    lease_id: int | None = None
+    lease_id: str | None = None
 
 
 class _Ready:
@@ -69,7 +69,7 @@ class QueueState:
         config: QueueConfig,
         mint: Callable[[int], bytes],
         frontier: Frontier | None = None,
-        incarnation: int = 0,
+        incarnation: str = "0",
     ) -> None:
         """Starts from a frontier (None: from ordinal 0).
 
@@ -77,8 +77,8 @@ class QueueState:
           config: window, order and patience.
           mint: the ticket's bytes of an ordinal; pure.
           frontier: what is already acked.
-          incarnation: 31 bits above the count in every lease id; must differ between processes
-            that may succeed each other, so that a lease of a dead queue is no lease of this one.
+          incarnation: begins every lease id; must differ between processes that may succeed each
+            other, so that a lease of a dead queue is no lease of this one.
         """
         self.config = config
         self._mint = mint
@@ -97,8 +97,8 @@ class QueueState:
     def restart(self, frontier: Frontier) -> None:
         """Forgets all that is not acked in `frontier`; it is minted anew. Every lease is lost."""
         self._items: dict[int, _Item] = {}
-        self._leases: dict[int, Lease] = {}
-        self._deadlines: list[tuple[float, int]] = []
+        self._leases: dict[str, Lease] = {}
+        self._deadlines: list[tuple[float, str]] = []
         self._ready = {stage: _Ready() for stage in Stage}
         self._next_unacked = frontier.next_unacked
         self._acked_above = set(frontier.acked_above)
@@ -123,7 +123,7 @@ class QueueState:
         ttl = self._ttl[stage] if ttl is None else ttl
         return [self._hold(ordinal, ttl, worker, now) for ordinal in ordinals]
 
-    def renew(self, lease_ids: Iterable[int], now: float) -> list[int]:
+    def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
         """Gives each lease its ttl anew; returns the ids that are still held."""
         self.expire(now)
         held = []
@@ -134,7 +134,7 @@ class QueueState:
                 held.append(lease_id)
         return held
 
-    def complete(self, lease_id: int, payload: bytes, now: float) -> Completion:
+    def complete(self, lease_id: str, payload: bytes, now: float) -> Completion:
         """Moves the lease's group to its next stage.
 
         A lease that has expired changes nothing: the group has one outcome, and it is the other
@@ -152,7 +152,7 @@ class QueueState:
         self._ready[item.stage].add(lease.ordinal, now)
         return Completion.DONE
 
-    def fail(self, lease_id: int, reason: str, kind: FailureKind, now: float) -> Completion:
+    def fail(self, lease_id: str, reason: str, kind: FailureKind, now: float) -> Completion:
         """Returns the lease's group to its stage, or gives it up; see `ReplayQueue.fail`."""
         self.expire(now)
         lease = self._leases.get(lease_id)
@@ -162,7 +162,7 @@ class QueueState:
         self._fail(lease, reason, kind, now)
         return Completion.DONE
 
-    def release(self, lease_ids: Iterable[int], now: float) -> None:
+    def release(self, lease_ids: Iterable[str], now: float) -> None:
         """Returns the groups to their stage untried: counts no delivery."""
         self.expire(now)
         for lease_id in lease_ids:
@@ -342,7 +342,7 @@ class QueueState:
         self._lease_count += 1
         sampling = item.stage is Stage.TO_SAMPLE
         lease = Lease(
-            id=self._incarnation << 32 | self._lease_count,
+            id=f"{self._incarnation}.{self._lease_count}",
             ordinal=ordinal,
             stage=item.stage,
             worker=worker,
