@@ -76,10 +76,6 @@ class MemoryReplayQueue:
                 self._waiters[stage].remove(waiter)
         return [] if waiter.answer.cancelled() else waiter.answer.result()
 
-    async def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
-        """See `ReplayQueue.tickets`."""
-        return [self._mint(ordinal) for ordinal in ordinals]
-
     async def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """See `ReplayQueue.renew`."""
         held = self._state.renew(lease_ids, self._clock())

@@ -54,8 +54,8 @@ class Lease:
         quarantined group whose masked row the learner must still count.
       reasons: why deliveries failed, oldest first.
       block_start: for `to_sample` the first ordinal of its block, else None. Where the leases do
-        not cover the block, the sampler redoes the whole batch (`ReplayQueue.tickets`) and
-        completes what it holds.
+        not cover the block, the sampler redoes the whole batch (any ordinal's ticket comes from a
+        `TicketSource`) and completes what it holds.
     """
 
     id: str
@@ -186,10 +186,6 @@ class ReplayQueue(Protocol):
         Raises:
           QueueClosed: the run is over.
         """
-        ...
-
-    def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
-        """The tickets of any ordinals, to redo a block of which only a part is leased."""
         ...
 
     def renew(self, lease_ids: Sequence[str]) -> list[str]:

@@ -42,10 +42,6 @@ class RayReplayQueue:
         """See `ReplayQueue.lease`."""
         return self._call("lease", stage, n, ttl, worker, wait, wait=wait)
 
-    def tickets(self, ordinals: Sequence[int]) -> list[bytes]:
-        """See `ReplayQueue.tickets`."""
-        return self._call("tickets", list(ordinals))
-
     def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """See `ReplayQueue.renew`."""
         return self._call("renew", list(lease_ids))

@@ -1,0 +1,373 @@
+"""The queue's invariants under any interleaving of everything that can be done to it.
+
+The model beside the queue is the simplest account of the rules: live leases with deadlines, failed
+deliveries, tombstones, what is acked. Every answer of the queue is compared with it.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from protos.trajectory import FailureKind
+from replay.config import QueueConfig
+from replay.queue import Completion, Frontier, Lease, Stage
+from replay.state import QueueState
+
+WORKERS = st.sampled_from(["a", "b", "c"])
+TTLS = st.sampled_from([1.0, 2.0, 5.0])
+NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
+
+
+def mint(ordinal: int) -> bytes:
+    return f"ticket {ordinal}".encode()
+
+
+@dataclass
+class Group:
+    """What the model knows of a group that is out."""
+
+    stage: Stage
+    payload: bytes | None
+    failed: int = 0
+    tombstone: bool = False
+
+
+class Interleavings(RuleBasedStateMachine):
+    leases = Bundle("leases")
+    frontiers = Bundle("frontiers")
+
+    @initialize(
+        blocks=st.integers(1, 3),
+        block=st.integers(1, 3),
+        mode=st.sampled_from(["ordered", "async"]),
+        lag=st.integers(0, 2),
+        max_deliveries=st.integers(1, 3),
+        steps=st.none() | st.integers(1, 4),
+    )
+    def start(self, blocks, block, mode, lag, max_deliveries, steps):
+        per_step = blocks * block
+        self.config = QueueConfig(
+            groups_per_step=per_step,
+            block=block,
+            mode=mode,
+            lag=lag,
+            max_deliveries=max_deliveries,
+            total_groups=None if steps is None else steps * per_step,
+        )
+        self.now = 100.0
+        self.queue = QueueState(self.config, mint)
+        self.incarnations = 0
+        self.live: dict[str, tuple[Lease, float]] = {}
+        self.groups: dict[int, Group] = {}
+        self.acked: set[int] = set()
+        self.dropped = 0
+        self.payloads = 0
+
+    # -- the model ------------------------------------------------------------------------------
+
+    def model_expire(self):
+        for lease, deadline in list(self.live.values()):
+            if deadline <= self.now:
+                self.model_fail(lease, FailureKind.INFRASTRUCTURE)
+
+    def model_fail(self, lease, kind):
+        del self.live[lease.id]
+        group = self.groups[lease.ordinal]
+        group.failed += 1
+        give_up = kind is FailureKind.DATA or group.failed == self.config.max_deliveries
+        if give_up and not group.tombstone:
+            self.groups[lease.ordinal] = Group(Stage.TO_TRAIN, None, tombstone=True)
+
+    def is_live(self, lease):
+        self.model_expire()
+        return lease.id in self.live
+
+    def held(self):
+        return {lease.ordinal for lease, _ in self.live.values()}
+
+    def model_ack(self, ordinals, dropped):
+        for ordinal in ordinals:
+            del self.groups[ordinal]
+            self.acked.add(ordinal)
+            self.dropped += dropped
+        for lease, _ in list(self.live.values()):
+            if lease.ordinal in ordinals:
+                del self.live[lease.id]
+
+    def snapshot(self):
+        queue = self.queue
+        ready = {stage: dict(part.since) for stage, part in queue._ready.items()}
+        return deepcopy((queue._items, queue._leases, ready, queue.frontier()))
+
+    # -- what can happen ------------------------------------------------------------------------
+
+    @rule(target=frontiers)
+    def remember_frontier(self):
+        return self.queue.frontier()
+
+    @rule(dt=st.sampled_from([0.0, 0.5, 1.0, 3.0, 10.0]))
+    def time_passes(self, dt):
+        self.now += dt
+
+    @rule(
+        target=leases, stage=st.sampled_from(Stage), n=st.integers(1, 5), ttl=TTLS, worker=WORKERS
+    )
+    def lease(self, stage, n, ttl, worker):
+        self.model_expire()
+        if stage is Stage.TO_TRAIN and self.config.mode == "ordered":
+            n = min(n, self.config.window)
+        ready = sorted(
+            o for o, group in self.groups.items() if group.stage is stage and o not in self.held()
+        )
+        leases = self.queue.lease(stage, n, ttl, worker, self.now)
+        ordinals = [lease.ordinal for lease in leases]
+        assert ordinals == sorted(set(ordinals))
+        assert not self.acked & set(ordinals)
+        if stage is Stage.TO_SAMPLE:
+            self.check_blocks(n, ready, ordinals)
+        elif stage is Stage.TO_TRAIN and self.config.mode == "ordered":
+            self.check_order(n, ready, ordinals)
+        else:
+            assert ordinals == ready[:n]
+        for lease in leases:
+            group = self.groups.setdefault(lease.ordinal, Group(stage, mint(lease.ordinal)))
+            assert lease.payload == group.payload
+            assert lease.tombstone == group.tombstone
+            assert bool(lease.reasons) >= group.tombstone
+            assert lease.delivery == group.failed + 1
+            assert (lease.stage, lease.worker) == (stage, worker)
+            assert lease.id not in self.live
+            self.live[lease.id] = (lease, self.now + ttl)
+        return multiple(*leases)
+
+    def check_blocks(self, n, ready, ordinals):
+        size = self.config.block
+        blocks = {ordinal // size for ordinal in ordinals}
+        assert len(blocks) <= n
+        for block in blocks:
+            members = set(range(block * size, (block + 1) * size))
+            fresh = members - self.acked - set(self.groups)
+            assert members & set(ordinals) == (members & set(ready)) | fresh
+            assert not fresh or fresh == members - self.acked, "a block is handed out whole"
+        left = set(ready) - set(ordinals)
+        assert not left or len(blocks) == n, "what is ready is handed out"
+        assert not left or min(left) > max(ordinals), "lowest first"
+        if len(blocks) < n:  # the window is full, or the end is reached
+            fresh = self.next_fresh_block(set(ordinals))
+            end = self.end()
+            out = len(set(self.groups) | set(ordinals))
+            assert out + len(fresh) > self.config.window or (end is not None and fresh[0] >= end)
+
+    def next_fresh_block(self, handed_out):
+        size = self.config.block
+        block = 0
+        while True:
+            members = set(range(block * size, (block + 1) * size))
+            fresh = members - self.acked - set(self.groups) - handed_out
+            if fresh:
+                return sorted(fresh)
+            block += 1
+
+    def end(self):
+        total = self.config.total_groups
+        if total is None or self.config.mode == "ordered":
+            return total
+        return total + -(-self.dropped // self.config.block) * self.config.block
+
+    def check_order(self, n, ready, ordinals):
+        training = {
+            lease.ordinal for lease, _ in self.live.values() if lease.stage is Stage.TO_TRAIN
+        }
+        start = 0
+        while start in self.acked or start in training:
+            start += 1
+        wanted = []
+        while len(wanted) < n:
+            if start not in self.acked:
+                wanted.append(start)
+            start += 1
+        assert ordinals == (wanted if set(wanted) <= set(ready) else [])
+
+    @rule(lease=leases)
+    def renew(self, lease):
+        live = self.is_live(lease)
+        assert self.queue.renew([lease.id], self.now) == [lease.id] * live
+        if live:
+            self.live[lease.id] = (lease, self.now + lease.ttl)
+
+    @rule(lease=leases)
+    def complete(self, lease):
+        live = self.is_live(lease)
+        if lease.stage is Stage.TO_TRAIN:
+            return
+        self.payloads += 1
+        payload = f"{lease.stage} of {lease.ordinal}, {self.payloads}".encode()
+        self.queue.expire(self.now)
+        before = self.snapshot()
+        completion = self.queue.complete(lease.id, payload, self.now)
+        assert completion is (Completion.DONE if live else Completion.TOO_LATE)
+        if live:
+            del self.live[lease.id]
+            self.groups[lease.ordinal] = Group(NEXT[lease.stage], payload)
+        else:
+            assert self.snapshot() == before
+
+    @rule(stage=st.sampled_from(list(NEXT)), keep=st.integers(0, 3))
+    def honest_work(self, stage, keep):
+        """Carries groups onward, so that runs reach the later stages often."""
+        self.model_expire()
+        for number, lease in enumerate(self.queue.lease(stage, 3, 5.0, "a", self.now)):
+            self.groups.setdefault(lease.ordinal, Group(stage, lease.payload))
+            if number < keep:
+                self.live[lease.id] = (lease, self.now + 5.0)
+            else:
+                payload = f"{stage} of {lease.ordinal}, honestly".encode()
+                assert self.queue.complete(lease.id, payload, self.now) is Completion.DONE
+                self.groups[lease.ordinal] = Group(NEXT[stage], payload)
+
+    @rule(lease=leases, kind=st.sampled_from(FailureKind))
+    def fail(self, lease, kind):
+        live = self.is_live(lease)
+        self.queue.expire(self.now)
+        before = self.snapshot()
+        completion = self.queue.fail(lease.id, "broken", kind, self.now)
+        assert completion is (Completion.DONE if live else Completion.TOO_LATE)
+        if live:
+            self.model_fail(lease, kind)
+        else:
+            assert self.snapshot() == before
+
+    @rule(lease=leases)
+    def release(self, lease):
+        live = self.is_live(lease)
+        self.queue.release([lease.id], self.now)
+        if live:
+            del self.live[lease.id]
+
+    @rule(worker=WORKERS)
+    def worker_dies(self, worker):
+        self.model_expire()
+        held = [lease for lease, _ in self.live.values() if lease.worker == worker]
+        assert self.queue.release_worker(worker, "it died", self.now) == len(held)
+        for lease in held:
+            self.model_fail(lease, FailureKind.INFRASTRUCTURE)
+
+    @precondition(lambda self: any(g.stage is Stage.TO_TRAIN for g in self.groups.values()))
+    @rule(data=st.data(), dropped=st.booleans())
+    def ack(self, data, dropped):
+        self.model_expire()
+        ackable = sorted(o for o, group in self.groups.items() if group.stage is Stage.TO_TRAIN)
+        if not ackable:
+            return
+        ordinals = data.draw(st.lists(st.sampled_from(ackable), min_size=1, unique=True))
+        self.queue.ack(ordinals, self.now, dropped)
+        self.model_ack(ordinals, dropped)
+        self.queue.ack(ordinals, self.now, dropped)  # a repeated ack is harmless
+
+    @rule(ordinal=st.integers(0, 30))
+    def ack_too_early(self, ordinal):
+        self.model_expire()
+        group = self.groups.get(ordinal)
+        if ordinal in self.acked or (group is not None and group.stage is Stage.TO_TRAIN):
+            return
+        self.queue.expire(self.now)
+        before = self.snapshot()
+        try:
+            self.queue.ack([ordinal], self.now)
+        except ValueError as error:
+            assert f"ordinal {ordinal}" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError(f"acked {ordinal}, which is not in to_train")
+        assert self.snapshot() == before
+
+    @rule(frontier=consumes(frontiers))
+    def rewind(self, frontier):
+        self.queue.restart(frontier)
+        self.model_restart(frontier)
+
+    @rule()
+    def process_restarts(self):
+        """From its frontier as JSON; the leases of the dead process mean nothing to the new one."""
+        self.incarnations += 1
+        frontier = Frontier.from_json(self.queue.frontier().to_json())
+        assert _acked(frontier) == self.acked
+        self.queue = QueueState(self.config, mint, frontier, incarnation=str(self.incarnations))
+        self.model_restart(frontier)
+
+    def model_restart(self, frontier):
+        self.live.clear()
+        self.groups.clear()
+        self.acked = _acked(frontier)
+        self.dropped = frontier.dropped
+
+    # -- what always holds ----------------------------------------------------------------------
+
+    @invariant()
+    def an_ordinal_is_in_exactly_one_place(self):
+        if not hasattr(self, "queue"):
+            return
+        queue = self.queue
+        places = [o for ready in queue._ready.values() for o in ready.since]
+        places += [lease.ordinal for lease in queue._leases.values()]
+        acked = _acked(queue.frontier())
+        assert acked == self.acked
+        places += acked
+        assert len(places) == len(set(places))
+        assert set(places) == acked | set(queue._items)
+        assert set(queue._items) == set(self.groups)
+
+    @invariant()
+    def the_window_is_never_exceeded(self):
+        if hasattr(self, "queue"):
+            stats = deepcopy(self.queue).stats(self.now)
+            assert stats.out == len(self.groups) <= stats.window
+            assert stats.room == stats.window - stats.out
+            leased_or_ready = sum(s.ready + s.leased for s in stats.stages.values())
+            assert leased_or_ready == stats.out
+
+    def teardown(self):
+        """No ordinal is lost: whatever happened, honest workers now bring the run forward."""
+        if not hasattr(self, "queue"):
+            return
+        queue = self.queue
+        self.now += 1000.0
+        target = max(self.groups, default=0) + 2 * self.config.window
+        while not queue.stats(self.now).finished and queue.frontier().next_unacked < target:
+            before = queue.frontier()
+            for stage in NEXT:
+                for lease in queue.lease(stage, 1000, None, "honest", self.now):
+                    assert queue.complete(lease.id, b"done", self.now) is Completion.DONE
+            leases = queue.lease(Stage.TO_TRAIN, self.left_of_step(), None, "learner", self.now)
+            queue.ack([lease.ordinal for lease in leases], self.now)
+            assert queue.frontier() != before, "the run is stuck"
+        stats = queue.stats(self.now)
+        if stats.finished and self.config.mode == "ordered":
+            assert stats.acked == self.config.total_groups
+        if stats.finished and self.config.mode == "async":
+            assert stats.acked - stats.dropped >= self.config.total_groups
+
+    def left_of_step(self):
+        """What an ordered learner waits for: its step's groups that are not acked yet."""
+        size = self.config.groups_per_step
+        step = self.queue.frontier().next_unacked // size
+        return sum(not self.queue.is_acked(o) for o in range(step * size, (step + 1) * size))
+
+
+def _acked(frontier):
+    return set(range(frontier.next_unacked)) | set(frontier.acked_above)
+
+
+Interleavings.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+test_any_interleaving_keeps_the_invariants = Interleavings.TestCase
