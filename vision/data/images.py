@@ -33,9 +33,9 @@ def load_rgb(path: Path | str) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit gray, which Pillow's own conversion would clip to white.
+        # Pillow's own conversion would clip these to white. In mode I the range is not stated.
         gray = np.asarray(image).astype(np.float64)
-        if image.mode != "F" and gray.max(initial=0) > 255:
+        if image.mode.startswith("I;16") or (image.mode == "I" and gray.max(initial=0) > 255):
             gray = gray // 256
         gray8 = np.clip(gray, 0, 255).astype(np.uint8)
         return np.repeat(gray8[:, :, None], 3, axis=2)
