@@ -13,10 +13,13 @@ import numpy as np
 
 from actors.engine import Samples
 from vision.models.config import ModelConfig
+from vision.models.decoder import Rows
 from vision.models.logprobs import mask_logits, sequence_mask
 from vision.models.sequence import PAD, SequenceModel
 
 Array = jax.Array
+MOST_STAGES = 4
+LEAST_ROWS = 8
 
 
 class EngineInputError(ValueError):
@@ -24,13 +27,13 @@ class EngineInputError(ValueError):
 
 
 class _Loop(NamedTuple):
-    """What the loop carries."""
+    """What the loop carries, for the sequences that it still works on: [G, K], or [M] rows."""
 
     position: Array  # scalar int32
-    tokens: Array  # [G, K, L] int32
-    logprobs: Array  # [G, K, L] float32
-    last: Array  # [G, K] int32, the tokens just drawn
-    ended: Array  # [G, K] bool
+    tokens: Array  # [..., L] int32
+    logprobs: Array  # [..., L] float32
+    last: Array  # [...] int32, the tokens just drawn
+    ended: Array  # [...] bool
     cache: Any
 
 
@@ -122,23 +125,47 @@ class JaxEngine:
         groups, length = images.shape[0], self._config.max_length
         memory = model.apply(variables, images, method="encode")
         cross = model.apply(variables, memory, method="cross_keys_values")
-        keys = None if seeds is None else _sequence_keys(seeds, samples)
-        empty = jnp.zeros((groups, samples, length), jnp.int32)
-        start = _Loop(
+        words = None if seeds is None else _sequence_words(seeds, samples, length)
+        loop = _Loop(
             position=jnp.int32(0),
-            tokens=empty + PAD,
-            logprobs=empty.astype(jnp.float32),
-            last=empty[..., 0] + PAD,
+            tokens=jnp.full((groups, samples, length), PAD, jnp.int32),
+            logprobs=jnp.zeros((groups, samples, length), jnp.float32),
+            last=jnp.full((groups, samples), PAD, jnp.int32),
             ended=jnp.zeros((groups, samples), bool),
             cache=model.empty_cache(groups, samples),
         )
+        sizes = _stage_sizes(groups * samples)
+        rows = None
+        tokens, logprobs = loop.tokens, loop.logprobs
+        for size, next_size in zip(sizes, [*sizes[1:], 0], strict=True):
+            if size < groups * samples:
+                loop, chosen = _keep_active(loop, size)
+                rows = _rows(rows, chosen, groups, samples)
+            loop = self._stage(variables, cross, words, rows, loop, next_size)
+            tokens, logprobs = _put_back(loop, rows, tokens, logprobs)
+        lengths = jnp.sum(sequence_mask(tokens, self._end_token), axis=-1, dtype=jnp.int32)
+        return tokens, logprobs, lengths
+
+    def _stage(
+        self,
+        variables: Any,
+        cross: Any,
+        words: Array | None,
+        rows: Rows | None,
+        loop: _Loop,
+        next_size: int,
+    ) -> _Loop:
+        """Decodes until the sequences that have not ended fit into `next_size` rows."""
+        length = self._config.max_length
+        if words is not None and rows is not None:
+            words = words.reshape(length, -1, 2)[:, rows.index]
 
         def step(loop: _Loop) -> _Loop:
-            logits, cache = model.apply(
-                variables, loop.last, loop.position, loop.cache, cross, method="decode_step"
+            logits, cache = self._model.apply(
+                variables, loop.last, loop.position, loop.cache, cross, rows, method="decode_step"
             )
             logits = mask_logits(logits, self._allowed[loop.position])
-            drawn = self._draw(logits, keys, loop.position)
+            drawn = self._draw(logits, None if words is None else words[loop.position])
             picked = jnp.take_along_axis(logits, drawn[..., None], axis=-1)[..., 0]
             logprob = picked - jax.nn.logsumexp(logits, axis=-1)
             drawn = jnp.where(loop.ended, PAD, drawn)
@@ -146,35 +173,105 @@ class JaxEngine:
             put = jax.lax.dynamic_update_index_in_dim
             return _Loop(
                 position=loop.position + 1,
-                tokens=put(loop.tokens, drawn, loop.position, 2),
-                logprobs=put(loop.logprobs, logprob, loop.position, 2),
+                tokens=put(loop.tokens, drawn, loop.position, drawn.ndim),
+                logprobs=put(loop.logprobs, logprob, loop.position, drawn.ndim),
                 last=drawn,
                 ended=loop.ended | (drawn == self._end_token),
                 cache=cache,
             )
 
         def unfinished(loop: _Loop) -> Array:
-            return (loop.position < length) & ~jnp.all(loop.ended)
+            return (loop.position < length) & (jnp.sum(~loop.ended) > next_size)
 
-        done = jax.lax.while_loop(unfinished, step, start)
-        lengths = jnp.sum(sequence_mask(done.tokens, self._end_token), axis=-1, dtype=jnp.int32)
-        return done.tokens, done.logprobs, lengths
+        return jax.lax.while_loop(unfinished, step, loop)
 
-    def _draw(self, logits: Array, keys: Array | None, position: Array) -> Array:
-        """[G, K] int32 tokens: the greatest logit, with Gumbel noise when there are keys."""
+    def _draw(self, logits: Array, words: Array | None) -> Array:
+        """[G, K] int32 tokens: the likeliest, or one drawn with the position's random words."""
         logits = logits + self._bias
-        if keys is None:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
-        noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(
-            fold_in(keys, position)
-        )
-        return jnp.argmax(logits / self._temperature + noise, axis=-1).astype(jnp.int32)
+        if words is None:
+            return _first_maximum(logits)
+        # The first of V exponential clocks with rates p_v rings for v with probability p_v.
+        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / self._temperature
+        clocks = _exponential(words, logits.shape[-1])
+        return _first_maximum(jnp.exp(scaled) / clocks)
 
 
-def _sequence_keys(seeds: Array, samples: int) -> Array:
-    """[G, K] keys: one for each sequence, from its group's seed ([G, 2] uint32) and its k."""
-    groups = jax.random.wrap_key_data(seeds, impl="threefry2x32")
-    return jax.vmap(
-        lambda key: jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(samples))
-    )(groups)
+def _stage_sizes(sequences: int) -> list[int]:
+    """The numbers of rows that the loop is compiled for.
+
+    Sequences end at different positions. Each time that half of the rows have ended, the others
+    move to a batch of half the size; below a few rows a smaller batch is no faster.
+    """
+    sizes = [sequences]
+    while len(sizes) < MOST_STAGES and sizes[-1] >= 2 * LEAST_ROWS:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def _keep_active(loop: _Loop, size: int) -> tuple[_Loop, Array]:
+    """The loop with `size` rows, those that have not ended first; and which rows these were."""
+    chosen = jnp.argsort(loop.ended.ravel(), stable=True)[:size].astype(jnp.int32)
+    shape = loop.ended.shape
+
+    def take(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[len(shape) :])[chosen]
+
+    kept = jax.tree.map(take, loop._replace(position=None))
+    return kept._replace(position=loop.position), chosen
+
+
+def _rows(before: Rows | None, chosen: Array, groups: int, samples: int) -> Rows:
+    """The rows left of those before (all sequences, when None)."""
+    index = chosen if before is None else before.index[chosen]
+    back = jnp.zeros(groups * samples, jnp.int32).at[index].set(jnp.arange(index.size))
+    return Rows(index, back.reshape(groups, samples))
+
+
+def _put_back(
+    loop: _Loop, rows: Rows | None, tokens: Array, logprobs: Array
+) -> tuple[Array, Array]:
+    """tokens and logprobs [G, K, L] of all sequences, with what the loop has of its rows."""
+    if rows is None:
+        return loop.tokens, loop.logprobs
+
+    def put(whole: Array, part: Array) -> Array:
+        return whole.reshape(-1, whole.shape[-1]).at[rows.index].set(part).reshape(whole.shape)
+
+    return put(tokens, loop.tokens), put(logprobs, loop.logprobs)
+
+
+def _first_maximum(x: Array) -> Array:
+    """argmax over the last axis, [...] int32; as two plain reductions, six times faster on CPU."""
+    last = x.shape[-1] - 1
+    index = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), index, last), axis=-1)
+
+
+def _sequence_words(seeds: Array, samples: int, length: int) -> Array:
+    """Random words of every position: [length, G, K, 2] uint32, from (seed, k) alone."""
+
+    def words(seed: Array, k: Array) -> Array:
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        return jax.random.bits(jax.random.fold_in(key, k), (length, 2), jnp.uint32)
+
+    both = jax.vmap(jax.vmap(words, (None, 0)), (0, None))(seeds, jnp.arange(samples))
+    return jnp.moveaxis(both, 2, 0)
+
+
+def _exponential(words: Array, count: int) -> Array:
+    """[..., count] standard exponential variates, a hash of [..., 2] words and the index.
+
+    The words come from Threefry; a cheaper keyed hash (two rounds of MurmurHash3's finalizer)
+    spreads them over the vocabulary, where Threefry itself would cost more than the layers.
+    """
+    index = jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+    bits = _mix(_mix(index + words[..., :1]) ^ words[..., 1:])
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
+    return -jnp.log(uniform)
+
+
+def _mix(bits: Array) -> Array:
+    """MurmurHash3's 32-bit finalizer: every input bit changes every output bit."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)

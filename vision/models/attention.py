@@ -61,6 +61,25 @@ class Attention(nn.Module):
         weights = softmax(scores, mask).astype(self.dtype)
         return self.out(jnp.einsum("...hts,...shd->...thd", weights, values))
 
+    def attend_head_major(
+        self, queries: Array, keys: Array, values: Array, mask: Array | None
+    ) -> Array:
+        """As `attend` up to the projection, with keys and values as a decoding step reads them.
+
+        Head before position: so a step need not move what it reads, which costs more than the
+        attention itself.
+
+        Args:
+          queries: [..., T, heads, head_dim].
+          keys, values: [..., heads, S, head_dim].
+          mask: broadcastable to [..., heads, T, S] bool, or None.
+        Returns:
+          [..., T, heads, head_dim], to be projected by `out`.
+        """
+        scores = jnp.einsum("...thd,...hsd->...hts", queries, keys)
+        weights = softmax(scores, mask).astype(self.dtype)
+        return jnp.einsum("...hts,...hsd->...thd", weights, values)
+
 
 def softmax(scores: Array, mask: Array | None) -> Array:
     """Softmax over the last axis in float32, over the positions where the mask is True."""

@@ -5,20 +5,32 @@ position at a time with a cache (to sample). Keys and values of the image are co
 image and shared by its K sequences in both.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision.models.attention import Attention, softmax
+from vision.models.attention import Attention
 from vision.models.config import ModelConfig, Trunk
 from vision.models.encoder import Mlp, compute_dtype, layer_norm
 from vision.models.initial import smooth_rows
 
 Array = jax.Array
-# Keys and values of one layer.
+# Keys and values of one layer, [..., heads, positions, head_dim].
 KeysValues = tuple[Array, Array]
+
+
+class Rows(NamedTuple):
+    """Which of the B x K sequences a decoding step works on, when not on all.
+
+    Attributes:
+      index: [M] int32, positions in the flattened [B * K]; all different.
+      back: [B, K] int32, the place of a sequence in `index`; anything for one that is absent.
+    """
+
+    index: Array
+    back: Array
 
 
 class DecoderBlock(nn.Module):
@@ -53,7 +65,7 @@ class DecoderBlock(nn.Module):
 
         Args:
           x: [B, K, L, width].
-          cross: the image's keys and values, [B, P, heads, head_dim].
+          cross: the image's keys and values, [B, heads, P, head_dim].
         """
         batch, samples, length, width = x.shape
         causal = jnp.tril(jnp.ones((length, length), bool))
@@ -63,39 +75,49 @@ class DecoderBlock(nn.Module):
         # The K sequences of an image look at the same keys: to cross-attention they are one long
         # sequence of queries.
         y = self.cross_norm(x).reshape(batch, samples * length, width)
-        attended = self.cross_attention.attend(self.cross_attention.queries(y), *cross, None)
+        attention = self.cross_attention
+        attended = attention.out(attention.attend_head_major(attention.queries(y), *cross, None))
         x = x + attended.reshape(x.shape)
         return x + self.mlp(self.mlp_norm(x))
 
     def cross_keys_values(self, memory: Array) -> KeysValues:
-        """[B, P, encoder width] -> keys and values [B, P, heads, head_dim]."""
-        return self.cross_attention.keys_values(memory)
+        """[B, P, encoder width] -> keys and values [B, heads, P, head_dim]."""
+        keys, values = self.cross_attention.keys_values(memory)
+        return keys.swapaxes(-3, -2), values.swapaxes(-3, -2)
 
     def step(
-        self, x: Array, position: Array, cache: KeysValues, cross: KeysValues
+        self, x: Array, position: Array, cache: KeysValues, cross: KeysValues, rows: Rows | None
     ) -> tuple[Array, KeysValues]:
-        """One position.
+        """One position of all sequences [B, K], or of M rows of them.
 
         Args:
-          x: [B, K, width].
+          x: [B, K, width] or [M, width].
           position: scalar int32.
-          cache: keys and values of the positions so far, [B, K, L, heads, head_dim].
-          cross: [B, P, heads, head_dim].
+          cache: keys and values of the positions so far, [B, K, heads, L, head_dim] or
+            [M, heads, L, head_dim].
+          cross: [B, heads, P, head_dim].
+          rows: the M rows, or None.
         Returns:
-          [B, K, width], and the cache with this position in it.
+          x, and the cache with this position in it.
         """
         attention = self.self_attention
-        y = self.self_norm(x)
-        new_keys, new_values = attention.keys_values(y)
-        keys = jax.lax.dynamic_update_slice_in_dim(cache[0], new_keys[:, :, None], position, 2)
-        values = jax.lax.dynamic_update_slice_in_dim(cache[1], new_values[:, :, None], position, 2)
-        seen = jnp.arange(keys.shape[2]) <= position
-        scores = jnp.einsum("bkhd,bklhd->bkhl", attention.queries(y), keys)
-        weights = softmax(scores, seen).astype(self.dtype)
-        x = x + attention.out(jnp.einsum("bkhl,bklhd->bkhd", weights, values))
-        # The K samples of an image are the queries of one cross-attention.
-        y = self.cross_norm(x)
-        x = x + self.cross_attention.attend(self.cross_attention.queries(y), *cross, None)
+        y = self.self_norm(x)[..., None, :]
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(-3, -2), position, old.ndim - 2)
+            for old, new in zip(cache, attention.keys_values(y), strict=True)
+        )
+        seen = jnp.arange(keys.shape[-2]) <= position
+        attended = attention.attend_head_major(attention.queries(y), keys, values, seen)
+        x = x + attention.out(attended[..., 0, :, :])
+        # The K sequences of an image are the queries of one cross-attention.
+        attention = self.cross_attention
+        queries = attention.queries(self.cross_norm(x))
+        if rows is not None:
+            queries = queries[rows.back]
+        attended = attention.attend_head_major(queries, *cross, None)
+        if rows is not None:
+            attended = attended.reshape(-1, *attended.shape[2:])[rows.index]
+        x = x + attention.out(attended)
         return x + self.mlp(self.mlp_norm(x)), (keys, values)
 
 
@@ -135,7 +157,7 @@ class Decoder(nn.Module):
         return self._read_out(x)
 
     def cross_keys_values(self, memory: Array) -> list[KeysValues]:
-        """For each layer, the image's keys and values [B, P, heads, head_dim]."""
+        """For each layer, the image's keys and values [B, heads, P, head_dim]."""
         return [block.cross_keys_values(memory) for block in self.blocks]
 
     def step(
@@ -145,12 +167,13 @@ class Decoder(nn.Module):
         position: Array,
         cache: list[KeysValues],
         cross: list[KeysValues],
+        rows: Rows | None,
     ) -> tuple[Array, list[KeysValues]]:
-        """Logits [B, K, V] of one position, given the tokens [B, K] before it."""
+        """Logits [B, K, V] (or [M, V]) of one position, given the tokens before it."""
         x = self.embed(tokens) + position_embedding.astype(self.embed.dtype)
         filled = []
         for block, layer_cache, keys_values in zip(self.blocks, cache, cross, strict=True):
-            x, layer_cache = block.step(x, position, layer_cache, keys_values)
+            x, layer_cache = block.step(x, position, layer_cache, keys_values, rows)
             filled.append(layer_cache)
         return self._read_out(x), filled
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vision.models.config import ModelConfig
-from vision.models.decoder import Decoder, KeysValues
+from vision.models.decoder import Decoder, KeysValues, Rows
 from vision.models.encoder import Encoder, compute_dtype, patch_stem
 from vision.models.initial import sincos_1d, sincos_2d
 
@@ -65,33 +65,40 @@ class SequenceModel(nn.Module):
         return self.encoder(patches + self.pos_embedding_encoder.astype(patches.dtype))
 
     def cross_keys_values(self, memory: Array) -> list[KeysValues]:
-        """For each decoder layer, the image's keys and values [B, P, heads, head_dim]."""
+        """For each decoder layer, the image's keys and values [B, heads, P, head_dim]."""
         return self.decoder.cross_keys_values(memory)
 
     def empty_cache(self, batch: int, samples: int) -> list[KeysValues]:
-        """The self-attention caches before the first position: [B, K, L, heads, head_dim]."""
+        """The self-attention caches before the first position: [B, K, heads, L, head_dim]."""
         trunk = self.config.decoder
-        shape = (batch, samples, self.config.max_length, trunk.heads, trunk.head_dim)
+        shape = (batch, samples, trunk.heads, self.config.max_length, trunk.head_dim)
         zeros = jnp.zeros(shape, compute_dtype(self.config))
         return [(zeros, zeros) for _ in range(trunk.depth)]
 
     def decode_step(
-        self, tokens: Array, position: Array, cache: list[KeysValues], cross: list[KeysValues]
+        self,
+        tokens: Array,
+        position: Array,
+        cache: list[KeysValues],
+        cross: list[KeysValues],
+        rows: Rows | None = None,
     ) -> tuple[Array, list[KeysValues]]:
-        """Logits of one position.
+        """Logits of one position, for all sequences or for some rows of them.
 
         Args:
-          tokens: [B, K] int32, the tokens at position - 1 (PAD at the first position).
+          tokens: [B, K] int32, the tokens at position - 1 (PAD at the first position); [M] when
+            there are rows.
           position: scalar int32.
-          cache: from `empty_cache` or the step before.
+          cache: from `empty_cache` or the step before; with rows, [M, heads, L, head_dim].
           cross: from `cross_keys_values`.
+          rows: the M sequences to work on; None: all.
         Returns:
-          logits [B, K, V] float32, and the cache for the next position.
+          logits [B, K, V] or [M, V] float32, and the cache for the next position.
         """
         embedding = jax.lax.dynamic_index_in_dim(
             self.pos_embedding_decoder[0], position, keepdims=False
         )
-        return self.decoder.step(tokens, embedding, position, cache, cross)
+        return self.decoder.step(tokens, embedding, position, cache, cross, rows)
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
