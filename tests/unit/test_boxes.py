@@ -33,6 +33,20 @@ truths = st.lists(real_box(), min_size=1, max_size=5, unique=True)
 sampled = st.lists(any_box() | real_box(), max_size=7)
 
 
+@st.composite
+def near(draw, true):
+    """Boxes of which most lie near one of the truth, so that they match and tie."""
+    step = st.integers(-1, 1)
+    found = []
+    for kind in draw(st.lists(st.integers(0, 4), max_size=7)):
+        box = draw(st.sampled_from(true) if kind else any_box())
+        found.append((*(max(0, value + draw(step)) for value in box[:4]), box[4]))
+    return found
+
+
+scenes = truths.flatmap(lambda true: st.tuples(st.just(true), near(true)))
+
+
 def score(true, found, threshold_weights=MEAN, penalty=PENALTY):
     true, found = (np.array(rows, np.int32).reshape(-1, 5) for rows in (true, found))
     scores = score_boxes(
@@ -70,9 +84,10 @@ def by_definition(true, found, threshold):
     return reward, match_iou
 
 
-@given(truths, sampled)
+@given(scenes)
 @settings(max_examples=300, deadline=None)
-def test_closed_form_equals_the_matching_redone_for_each_threshold(true, found):
+def test_closed_form_equals_the_matching_redone_for_each_threshold(scene):
+    true, found = scene
     rewards = []
     for t in range(N_THRESHOLDS):
         expected, match_iou = by_definition(true, found, Fraction(10 + t, 20))
@@ -93,9 +108,10 @@ def test_perfect_prediction_scores_the_sum_of_weights(true):
     assert (match_iou == 1).all()
 
 
-@given(truths, sampled)
+@given(scenes)
 @settings(deadline=None)
-def test_reward_stays_within_its_bounds(true, found):
+def test_reward_stays_within_its_bounds(scene):
+    true, found = scene
     reward, match_iou, _ = score(true, found)
     assert reward <= sum(WEIGHTS[box[4]] for box in true) + 1e-9
     assert reward >= -PENALTY * WEIGHTS.max() * len(found)
@@ -114,9 +130,10 @@ def test_each_duplicate_costs_its_share_of_the_class_weight(true, data):
     assert (match_iou == 1).all()
 
 
-@given(truths, sampled, st.randoms(use_true_random=False))
+@given(scenes, st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_order_of_predictions_changes_nothing(true, found, random):
+def test_order_of_predictions_changes_nothing(scene, random):
+    true, found = scene
     order = list(range(len(found)))
     random.shuffle(order)
     reward, match_iou, _ = score(true, found)
@@ -125,9 +142,10 @@ def test_order_of_predictions_changes_nothing(true, found, random):
     np.testing.assert_array_equal(shuffled_iou, match_iou[order])
 
 
-@given(truths, sampled, st.randoms(use_true_random=False))
+@given(scenes, st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_order_of_truth_changes_nothing_where_no_pick_is_tied(true, found, random):
+def test_order_of_truth_changes_nothing_where_no_pick_is_tied(scene, random):
+    true, found = scene
     for box in found:
         ious = sorted(iou(box, t) for t in true if t[4] == box[4])
         assume(len(ious) < 2 or ious[-1] > ious[-2] or ious[-1] == 0)
@@ -138,9 +156,10 @@ def test_order_of_truth_changes_nothing_where_no_pick_is_tied(true, found, rando
     np.testing.assert_array_equal(after[1], before[1])
 
 
-@given(truths, sampled, any_box() | real_box())
+@given(scenes, any_box() | real_box())
 @settings(deadline=None)
-def test_false_positive_of_a_class_that_is_not_there_costs_nothing(true, found, extra):
+def test_false_positive_of_a_class_that_is_not_there_costs_nothing(scene, extra):
+    true, found = scene
     absent = set(range(CLASSES)) - {box[4] for box in true}
     assume(absent)
     reward, _, _ = score(true, found)
@@ -180,7 +199,19 @@ def test_batch_equals_one_by_one_whatever_the_padding(groups):
 def test_an_iou_at_a_threshold_does_not_pass_it(numerator, passed):
     true = [(0, 0, 1, 20, 1)]
     found = [(0, 0, 1, numerator, 1)]  # IoU = numerator / 20 exactly
-    assert score(true, found)[0] == pytest.approx(passed / N_THRESHOLDS)
+    reward, match_iou, kept = score(true, found)
+    assert reward == pytest.approx(passed / N_THRESHOLDS)
+    assert match_iou[0] == pytest.approx(numerator / 20 if passed else 0)
+    assert kept[0] == (passed > 0)
+
+
+def test_of_two_boxes_that_are_equally_good_the_first_is_picked():
+    found = (0, 2, 1, 18, 1)
+    left, right = (0, 0, 1, 18, 1), (0, 2, 1, 20, 1)  # IoU 16/18 with either
+    _, _, kept = score([left, right], [found, left])
+    assert kept.tolist() == [False, True]
+    _, _, kept = score([right, left], [found, left])
+    assert kept.tolist() == [True, True]
 
 
 def test_inverted_box_matches_nothing():
@@ -230,7 +261,8 @@ def test_arrays_that_do_not_fit_are_named():
         (2, boxes[..., :3], "boxes has shape"),
         (3, labels[0], "labels have shape"),
         (3, labels + CLASSES, "labels holds class 3"),
-        (2, boxes - MAX_COORDINATE - 1, "boxes holds a coordinate beyond"),
+        (2, boxes + MAX_COORDINATE + 1, "boxes holds the coordinate 30001"),
+        (0, true_boxes - 1, "true_boxes holds the coordinate -1"),
         (5, MEAN[1:], "threshold_weights has shape"),
     ]:
         arguments = [*good]

@@ -2,7 +2,7 @@
 
 Boxes are corners `y0 x0 y1 x1` in integer coordinate buckets, so that `IoU > k / 20` is decided
 exactly: ties at a threshold really occur with quantised coordinates. A box with its corners the
-wrong way round has its absolute area and no intersection with anything.
+wrong way round intersects nothing (so the sign of its area never matters).
 
 The matching (Pinto et al. 2023, section 4.2): a prediction picks its best ground-truth box of the
 same class, above the threshold; each ground-truth box keeps the best prediction that picked it,
@@ -27,7 +27,7 @@ _FIRST = 10
 N_THRESHOLDS = 10
 THRESHOLDS = tuple(k / _DENOMINATOR for k in range(_FIRST, _FIRST + N_THRESHOLDS))
 
-# IoUs are compared by products of an intersection and a union, each up to 2 · extent².
+# IoUs are compared by products of an intersection and a union, together up to 2 · extent⁴.
 MAX_COORDINATE = 30_000
 
 
@@ -71,7 +71,7 @@ def score_boxes(
       duplicate_penalty: what each duplicate costs, as a fraction of its class's weight.
 
     Raises:
-      ValueError: a shape does not fit, a label has no weight, a coordinate is too large.
+      ValueError: a shape does not fit, a label has no weight, a coordinate is out of range.
     """
     groups, n_true = true_labels.shape
     _check_shape("true_boxes", true_boxes, (groups, n_true, 4))
@@ -85,10 +85,12 @@ def score_boxes(
                 f"{name} holds class {given.max()}, but class_weights has {len(class_weights)}"
             )
     for name, given in (("true_boxes", true_boxes), ("boxes", boxes)):
-        if given.size and max(given.max(), -int(given.min())) > MAX_COORDINATE:
-            raise ValueError(
-                f"{name} holds a coordinate beyond ±{MAX_COORDINATE}, where IoUs are not exact"
-            )
+        for extreme in (given.min(), given.max()) if given.size else ():
+            if not 0 <= extreme <= MAX_COORDINATE:
+                raise ValueError(
+                    f"{name} holds the coordinate {extreme}; expected buckets in "
+                    f"0 .. {MAX_COORDINATE}, where IoUs are exact"
+                )
     # value_of[c]: what passing the first c thresholds is worth.
     value_of = np.concatenate([[0.0], np.cumsum(threshold_weights, dtype=np.float64)])
     rewards = np.zeros(labels.shape[:2], np.float64)
@@ -130,6 +132,9 @@ def _score(  # type: ignore[no-untyped-def]
     groups, n_true = true_labels.shape
     samples, n_boxes = labels.shape[1], labels.shape[2]
     true_area = np.empty(n_true, np.int64)
+    # The ground-truth boxes of each class as linked lists, lowest index first; -1 ends one.
+    first_of = np.empty(len(class_weights), np.int64)
+    next_of = np.empty(n_true, np.int64)
     # Of each ground-truth box: the prediction it keeps with its IoU as a fraction, how many
     # thresholds that passes, and what all the predictions that picked it would be worth.
     keeps = np.empty(n_true, np.int64)
@@ -138,10 +143,15 @@ def _score(  # type: ignore[no-untyped-def]
     kept_passes = np.empty(n_true, np.int64)
     worth = np.empty(n_true, np.float64)
     for g in range(groups):
-        for j in range(n_true):
+        first_of[:] = -1
+        for j in range(n_true - 1, -1, -1):
+            if true_labels[g, j] < 0:
+                continue
+            next_of[j] = first_of[true_labels[g, j]]
+            first_of[true_labels[g, j]] = j
             height = np.int64(true_boxes[g, j, 2]) - true_boxes[g, j, 0]
             width = np.int64(true_boxes[g, j, 3]) - true_boxes[g, j, 1]
-            true_area[j] = abs(height * width)
+            true_area[j] = height * width
         for k in range(samples):
             keeps[:] = -1
             worth[:] = 0.0
@@ -153,21 +163,20 @@ def _score(  # type: ignore[no-untyped-def]
                 x0 = np.int64(boxes[g, k, i, 1])
                 y1 = np.int64(boxes[g, k, i, 2])
                 x1 = np.int64(boxes[g, k, i, 3])
-                area = abs((y1 - y0) * (x1 - x0))
+                area = (y1 - y0) * (x1 - x0)
                 pick = -1
                 inter = np.int64(0)
                 union = np.int64(1)
-                for j in range(n_true):
-                    if true_labels[g, j] != label:
-                        continue
+                j = first_of[label]
+                while j >= 0:
                     height = min(y1, true_boxes[g, j, 2]) - max(y0, true_boxes[g, j, 0])
                     width = min(x1, true_boxes[g, j, 3]) - max(x0, true_boxes[g, j, 1])
-                    if height <= 0 or width <= 0:
-                        continue
-                    this_inter = height * width
-                    this_union = area + true_area[j] - this_inter
-                    if this_inter * union > inter * this_union:
-                        pick, inter, union = j, this_inter, this_union
+                    if height > 0 and width > 0:
+                        this_inter = height * width
+                        this_union = area + true_area[j] - this_inter
+                        if this_inter * union > inter * this_union:
+                            pick, inter, union = j, this_inter, this_union
+                    j = next_of[j]
                 if 2 * inter <= union:  # passes no threshold: a plain false positive costs nothing
                     continue
                 # The largest k with IoU > k / 20 (strict), as a count of thresholds.
