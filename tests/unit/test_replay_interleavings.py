@@ -26,6 +26,7 @@ from replay.queue import Completion, Frontier, Lease, Stage
 from replay.state import QueueState
 
 WORKERS = st.sampled_from(["a", "b", "c"])
+STAGES = st.sampled_from(Stage)
 TTLS = st.sampled_from([1.0, 2.0, 5.0])
 NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
 

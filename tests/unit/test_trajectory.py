@@ -180,18 +180,18 @@ def test_a_group_of_another_shape_or_dtype_is_refused():
         (good.tokens[0], good.logprobs[0]),
     ]:
         bad = Sampled(good.ticket, tokens, logprobs, 0, "jax")
-        with pytest.raises(WireError, match="ordinal 7: (tokens|logprobs) is .*it must be"):
+        with pytest.raises(WireError, match=r"ordinal 7: (tokens|logprobs) is .*it must be"):
             bad.to_bytes()
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf")])
 def test_a_reward_that_is_no_number_does_not_travel(reward):
     group = example_group()
-    with pytest.raises(WireError, match="sample 1: reward .* is not finite"):
+    with pytest.raises(WireError, match=r"sample 1: reward .* is not finite"):
         ScoredGroup(group.sampled, (Scored(0.0), Scored(reward))).to_bytes()
     message = pb.ScoredGroup.FromString(group.to_bytes())
     message.outcomes[1].CopyFrom(pb.Outcome(scored=pb.Scored(reward=reward)))
-    with pytest.raises(WireError, match="sample 1: reward .* is not finite"):
+    with pytest.raises(WireError, match=r"sample 1: reward .* is not finite"):
         ScoredGroup.from_bytes(message.SerializeToString())
 
 

@@ -1,0 +1,277 @@
+"""What every backend of the replay queue promises, whatever holds the queue.
+
+A backend is a function in `BACKENDS` that yields an opener of queues. Time is real here: a lease
+that must expire has a ttl of a fraction of a second, and what follows waits for it, not beside it.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from protos.trajectory import FailureKind, Ticket
+from replay.config import QueueConfig
+from replay.memory import MemoryReplayQueue
+from replay.queue import Completion, Frontier, QueueClosed, ReplayQueue, Stage
+from replay.tickets import TicketSource
+
+SHORT = 0.05
+LONG = 20.0
+
+
+class Loop:
+    """The memory backend's asyncio loop in a thread, as Ray would run it; the client is sync."""
+
+    def __init__(self, queue: MemoryReplayQueue, loop: asyncio.AbstractEventLoop) -> None:
+        self._queue, self._loop = queue, loop
+
+    def __getattr__(self, method: str) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            coroutine = getattr(self._queue, method)(*arguments, **named)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=60)
+
+        return call
+
+
+@contextmanager
+def memory() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield lambda config: Loop(MemoryReplayQueue(config, tickets(config)), loop)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=10)
+    loop.close()
+
+
+BACKENDS = {"memory": memory}
+
+
+def tickets(config: QueueConfig) -> TicketSource:
+    ids = [f"image {i}" for i in range(10)]
+    return TicketSource(0, ids, config.mode, config.lag, config.groups_per_step)
+
+
+@pytest.fixture(params=BACKENDS)
+def open_queue(request):
+    with BACKENDS[request.param]() as opener:
+        yield opener
+
+
+def config(**changes) -> QueueConfig:
+    return QueueConfig(**{"groups_per_step": 4, "block": 2, "lag": 1, **changes})
+
+
+def advance(queue, stage, n=1, payload=b"payload", worker="w"):
+    """Leases and completes; returns the ordinals."""
+    leases = queue.lease(stage, n, None, worker)
+    assert all(c == Completion.DONE for c in queue.complete([(g.id, payload) for g in leases]))
+    return [lease.ordinal for lease in leases]
+
+
+def ordinals(leases):
+    return [lease.ordinal for lease in leases]
+
+
+def test_groups_pass_the_stages_with_their_payloads(open_queue):
+    queue = open_queue(config())
+    sampling = queue.lease("to_sample", 1, None, "s")
+    assert [Ticket.from_bytes(g.payload).ordinal for g in sampling] == [0, 1]
+    assert [g.block_start for g in sampling] == [0, 0]
+    queue.complete([(g.id, b"sampled %d" % g.ordinal) for g in sampling])
+    scoring = queue.lease(Stage.TO_SCORE, 8, None, "r")
+    assert [g.payload for g in scoring] == [b"sampled 0", b"sampled 1"]
+    queue.complete([(g.id, b"scored %d" % g.ordinal) for g in scoring])
+    training = queue.lease(Stage.TO_TRAIN, 2, None, "l")
+    assert [g.payload for g in training] == [b"scored 0", b"scored 1"]
+    queue.ack([0, 1])
+    assert queue.frontier() == Frontier(2)
+    assert queue.stats().acked == 2
+
+
+def test_the_window_holds_back_samplers_until_acks(open_queue):
+    queue = open_queue(config())
+    assert ordinals(queue.lease("to_sample", 9, None, "s")) == list(range(8))
+    queue = open_queue(config())
+    advance(queue, "to_sample", 9)
+    advance(queue, "to_score", 9)
+    assert queue.lease("to_sample", 1, None, "s") == []
+    queue.ack([0])
+    assert queue.lease("to_sample", 1, None, "s") == []  # a block of two needs two places
+    queue.ack([1])
+    assert ordinals(queue.lease("to_sample", 1, None, "s")) == [8, 9]
+
+
+def test_ordered_training_waits_for_the_whole_step(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 4)
+    later = queue.lease("to_score", 1, None, "r")
+    advance(queue, "to_score", 9)
+    assert queue.lease("to_train", 4, None, "l") == []
+    queue.complete([(later[0].id, b"scored")])
+    assert ordinals(queue.lease("to_train", 4, None, "l")) == [0, 1, 2, 3]
+    assert ordinals(queue.lease("to_train", 4, None, "l")) == [4, 5, 6, 7]
+
+
+def test_async_training_takes_what_is_ready_oldest_first(open_queue):
+    queue = open_queue(config(mode="async"))
+    advance(queue, "to_sample", 4)
+    queue.lease("to_score", 2, None, "slow")
+    advance(queue, "to_score", 9)
+    assert ordinals(queue.lease("to_train", 4, None, "l")) == [2, 3, 4, 5]
+    assert ordinals(queue.lease("to_train", 4, None, "l")) == [6, 7]
+
+
+def test_dropped_groups_are_made_up_for_in_async_mode(open_queue):
+    queue = open_queue(config(mode="async", total_groups=4))
+    assert advance(queue, "to_sample", 9) == [0, 1, 2, 3]
+    advance(queue, "to_score", 9)
+    queue.ack([1, 2, 3], dropped=[0])
+    assert not queue.stats().finished
+    assert advance(queue, "to_sample", 9) == [4, 5]
+    advance(queue, "to_score", 9)
+    queue.ack([4])
+    assert queue.stats().finished
+    assert queue.stats().dropped == 1
+
+
+def test_an_expired_lease_is_delivered_again_and_its_outcome_is_too_late(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 1)
+    queue.lease("to_score", 1, LONG, "other")
+    (first,) = queue.lease("to_score", 1, SHORT, "stuck")
+    (again,) = queue.lease("to_score", 1, LONG, "quick", wait=LONG)
+    assert (again.ordinal, again.delivery) == (first.ordinal, 2)
+    assert "stuck" in again.reasons[0]
+    assert f"{SHORT:g} s" in again.reasons[0]
+    assert queue.complete([(first.id, b"late")]) == [Completion.TOO_LATE]
+    assert queue.fail([(first.id, "late", FailureKind.DATA)]) == [Completion.TOO_LATE]
+    assert queue.renew([first.id, again.id]) == [again.id]
+    assert queue.complete([(again.id, b"in time")]) == [Completion.DONE]
+    assert queue.complete([(again.id, b"twice")]) == [Completion.TOO_LATE]
+    stats = queue.stats()
+    assert (stats.expired, stats.too_late, stats.redelivered) == (1, 3, 1)
+    assert "stuck" in stats.last_reasons[-1]
+
+
+def test_a_block_that_was_half_done_is_handed_out_for_the_rest_only(open_queue):
+    queue = open_queue(config(block=4))
+    leases = queue.lease("to_sample", 1, LONG, "dies")
+    queue.complete([(g.id, b"sampled") for g in leases[:2]])
+    assert queue.release_worker("dies", "SIGKILL") == 2
+    again = queue.lease("to_sample", 1, LONG, "next")
+    assert ordinals(again) == [2, 3]
+    assert [g.block_start for g in again] == [0, 0]
+    assert again[0].reasons == ("SIGKILL",)
+
+
+def test_failures_of_data_leave_a_tombstone_that_is_trained_as_a_masked_row(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 2)
+    bad = queue.lease("to_score", 1, None, "r")[0]
+    queue.fail([(bad.id, "image is broken", FailureKind.DATA)])
+    advance(queue, "to_score", 9)
+    training = queue.lease("to_train", 4, None, "l")
+    assert [g.tombstone for g in training] == [True, False, False, False]
+    assert training[0].reasons == ("image is broken",)
+    queue.ack(ordinals(training))
+    assert queue.frontier() == Frontier(4)
+    (given_up,) = queue.quarantine()
+    assert (given_up.ordinal, given_up.stage) == (0, Stage.TO_SCORE)
+    assert given_up.reasons == ("image is broken",)
+
+
+def test_failures_of_infrastructure_are_tried_again_until_the_limit(open_queue):
+    queue = open_queue(config(max_deliveries=2, block=1))
+    advance(queue, "to_sample", 1)
+    for delivery in (1, 2):
+        (lease,) = queue.lease("to_score", 1, None, "r")
+        assert lease.delivery == delivery
+        queue.fail([(lease.id, f"no memory, {delivery}", FailureKind.INFRASTRUCTURE)])
+    assert queue.lease("to_score", 1, None, "r") == []
+    (tombstone,) = queue.lease("to_train", 1, None, "l")
+    assert tombstone.reasons == ("no memory, 1", "no memory, 2")
+    assert queue.stats().quarantined == 1
+
+
+def test_released_groups_count_no_delivery(open_queue):
+    queue = open_queue(config(max_deliveries=1))
+    for _ in range(3):
+        leases = queue.lease("to_sample", 1, None, "s")
+        assert [g.delivery for g in leases] == [1, 1]
+        queue.release([g.id for g in leases])
+    assert queue.stats().quarantined == 0
+
+
+def test_a_wait_ends_when_something_is_ready(open_queue):
+    queue = open_queue(config())
+    sampling = queue.lease("to_sample", 1, None, "s")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(queue.lease, "to_score", 4, None, "r", LONG)
+        queue.complete([(g.id, b"sampled") for g in sampling])
+        assert ordinals(waiting.result(timeout=LONG)) == [0, 1]
+
+
+def test_a_wait_in_vain_returns_nothing_and_takes_nothing(open_queue):
+    queue = open_queue(config())
+    assert queue.lease("to_score", 4, None, "r", wait=SHORT) == []
+    advance(queue, "to_sample", 1)
+    assert ordinals(queue.lease("to_score", 4, None, "other")) == [0, 1]
+
+
+def test_closing_ends_waits_and_lets_workers_finish(open_queue):
+    queue = open_queue(config())
+    sampling = queue.lease("to_sample", 1, None, "s")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(queue.lease, "to_score", 4, None, "r", LONG)
+        while not waiting.running():
+            pass
+        queue.close()
+        with pytest.raises(QueueClosed, match="over"):
+            waiting.result(timeout=LONG)
+    with pytest.raises(QueueClosed):
+        queue.lease("to_sample", 1, None, "s")
+    assert queue.complete([(g.id, b"sampled") for g in sampling]) == [Completion.DONE] * 2
+    assert queue.frontier() == Frontier()
+
+
+def test_a_restart_mints_anew_what_was_not_acked(open_queue):
+    queue = open_queue(config(mode="async"))
+    old = queue.lease("to_sample", 1, None, "s")
+    before = [g.payload for g in old]
+    queue.restart(Frontier(0, (1, 5)))
+    assert queue.complete([(old[0].id, b"late")]) == [Completion.TOO_LATE]
+    assert ordinals(queue.lease("to_sample", 9, None, "s"))[:5] == [0, 2, 3, 4, 6]
+    queue.restart(Frontier())
+    assert [g.payload for g in queue.lease("to_sample", 1, None, "s")] == before
+
+
+def test_no_more_is_minted_than_the_run_needs(open_queue):
+    queue = open_queue(config(total_groups=4))
+    assert advance(queue, "to_sample", 9) == [0, 1, 2, 3]
+    advance(queue, "to_score", 9)
+    queue.ack(ordinals(queue.lease("to_train", 4, None, "l")))
+    assert queue.stats().finished
+    assert queue.lease("to_sample", 1, None, "s") == []
+
+
+def test_misuse_is_refused_by_name(open_queue):
+    queue = open_queue(config())
+    with pytest.raises(ValueError, match="to_taste"):
+        queue.lease("to_taste", 1, None, "s")
+    with pytest.raises(ValueError, match="n=0"):
+        queue.lease("to_sample", 0, None, "s")
+    with pytest.raises(ValueError, match="n=9 in order; only 8"):
+        queue.lease("to_train", 9, None, "l")
+    with pytest.raises(ValueError, match="ordinal 3: it is not handed out"):
+        queue.ack([3])
+    advance(queue, "to_sample", 1)
+    with pytest.raises(ValueError, match="ordinal 0: it is in to_score"):
+        queue.ack([0])
+    advance(queue, "to_score", 2)
+    (lease, _) = queue.lease("to_train", 2, None, "l")
+    with pytest.raises(ValueError, match="acked instead"):
+        queue.complete([(lease.id, b"trained")])

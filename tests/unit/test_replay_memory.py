@@ -1,0 +1,109 @@
+"""The memory backend's waiting: in order, woken by expiry, and nothing lost when a call dies."""
+
+import asyncio
+
+from protos.trajectory import FailureKind
+from replay.config import QueueConfig
+from replay.memory import MemoryReplayQueue
+from replay.tickets import TicketSource
+
+LONG = 20.0
+
+
+def queue(**changes) -> MemoryReplayQueue:
+    config = QueueConfig(**{"groups_per_step": 4, "block": 4, "lag": 0, **changes})
+    return MemoryReplayQueue(config, TicketSource(0, ["a", "b"], "ordered", 0, 4))
+
+
+async def sampled(replay: MemoryReplayQueue) -> None:
+    leases = await replay.lease("to_sample", 1, None, "s")
+    await replay.complete([(lease.id, b"sampled") for lease in leases])
+
+
+async def started(coroutine):
+    """A task that has run up to its first wait."""
+    task = asyncio.create_task(coroutine)
+    await asyncio.sleep(0)
+    return task
+
+
+def test_waiting_workers_are_served_in_the_order_they_came():
+    async def run():
+        replay = queue()
+        waits = [await started(replay.lease("to_score", 1, None, w, LONG)) for w in "abcd"]
+        await sampled(replay)
+        return [(await wait)[0] for wait in waits]
+
+    leases = asyncio.run(run())
+    assert [lease.worker for lease in leases] == list("abcd")
+    assert [lease.ordinal for lease in leases] == [0, 1, 2, 3]
+
+
+def test_expiry_wakes_a_wait_without_any_other_call():
+    async def run():
+        replay = queue()
+        await sampled(replay)
+        await replay.lease("to_score", 3, LONG, "fine")
+        await replay.lease("to_score", 1, 0.03, "stuck")
+        waiting = await started(replay.lease("to_score", 1, LONG, "next", LONG))
+        return await waiting
+
+    (lease,) = asyncio.run(run())
+    assert (lease.ordinal, lease.delivery) == (3, 2)
+
+
+def test_a_lease_made_after_the_wait_began_wakes_it_too():
+    async def run():
+        replay = queue()
+        await sampled(replay)
+        first = await replay.lease("to_score", 4, LONG, "fine")
+        waiting = await started(replay.lease("to_score", 1, LONG, "next", LONG))
+        await replay.release([first[0].id])
+        (stuck,) = await waiting
+        waiting = await started(replay.lease("to_score", 1, LONG, "third", LONG))
+        await replay.fail([(stuck.id, "lost", FailureKind.INFRASTRUCTURE)])
+        return await waiting
+
+    (lease,) = asyncio.run(run())
+    assert lease.reasons == ("lost",)
+
+
+def test_a_cancelled_wait_takes_nothing_with_it():
+    async def run():
+        replay = queue()
+        waiting = await started(replay.lease("to_score", 4, None, "dies", LONG))
+        leases = await replay.lease("to_sample", 1, None, "s")
+        await replay.complete([(lease.id, b"sampled") for lease in leases])
+        waiting.cancel()  # it has its answer, and nobody to bring it to
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+        early = await started(replay.lease("to_train", 1, None, "dies", LONG))
+        early.cancel()
+        await asyncio.wait({early})
+        return await replay.lease("to_score", 4, None, "next")
+
+    leases = asyncio.run(run())
+    assert [lease.ordinal for lease in leases] == [0, 1, 2, 3]
+    assert {lease.delivery for lease in leases} == {1}
+
+
+def test_a_dead_worker_waits_for_nothing():
+    async def run():
+        replay = queue()
+        waiting = await started(replay.lease("to_score", 4, None, "dead", LONG))
+        assert await replay.release_worker("dead", "SIGKILL") == 0
+        assert await waiting == []
+        await sampled(replay)
+        return await replay.lease("to_score", 4, None, "next")
+
+    assert len(asyncio.run(run())) == 4
+
+
+def test_two_queues_of_one_run_have_no_lease_in_common():
+    async def run():
+        dead, alive = queue(), queue()
+        old = await dead.lease("to_sample", 1, None, "s")
+        await alive.lease("to_sample", 1, None, "s")
+        return await alive.complete([(lease.id, b"late") for lease in old])
+
+    assert set(asyncio.run(run())) == {"too_late"}
