@@ -158,7 +158,7 @@ class JaxEngine:
         """Decodes until the sequences that have not ended fit into `next_size` rows."""
         length = self._config.max_length
         if words is not None and rows is not None:
-            words = words.reshape(length, -1, 2)[:, rows.index]
+            words = words.reshape(length, -1, 2)[:, rows.chosen]
 
         def step(loop: _Loop) -> _Loop:
             logits, cache = self._model.apply(
@@ -216,15 +216,16 @@ def _keep_active(loop: _Loop, size: int) -> tuple[_Loop, Array]:
     def take(x: Array) -> Array:
         return x.reshape(-1, *x.shape[len(shape) :])[chosen]
 
-    kept = jax.tree.map(take, loop._replace(position=None))
-    return kept._replace(position=loop.position), chosen
+    kept = _Loop(loop.position, *jax.tree.map(take, tuple(loop[1:])))
+    return kept, chosen
 
 
 def _rows(before: Rows | None, chosen: Array, groups: int, samples: int) -> Rows:
     """The rows left of those before (all sequences, when None)."""
-    index = chosen if before is None else before.index[chosen]
-    back = jnp.zeros(groups * samples, jnp.int32).at[index].set(jnp.arange(index.size))
-    return Rows(index, back.reshape(groups, samples))
+    if before is not None:
+        chosen = before.chosen[chosen]
+    place = jnp.zeros(groups * samples, jnp.int32).at[chosen].set(jnp.arange(chosen.size))
+    return Rows(chosen, place.reshape(groups, samples))
 
 
 def _put_back(
@@ -235,7 +236,7 @@ def _put_back(
         return loop.tokens, loop.logprobs
 
     def put(whole: Array, part: Array) -> Array:
-        return whole.reshape(-1, whole.shape[-1]).at[rows.index].set(part).reshape(whole.shape)
+        return whole.reshape(-1, whole.shape[-1]).at[rows.chosen].set(part).reshape(whole.shape)
 
     return put(tokens, loop.tokens), put(logprobs, loop.logprobs)
 

@@ -25,12 +25,12 @@ class Rows(NamedTuple):
     """Which of the B x K sequences a decoding step works on, when not on all.
 
     Attributes:
-      index: [M] int32, positions in the flattened [B * K]; all different.
-      back: [B, K] int32, the place of a sequence in `index`; anything for one that is absent.
+      chosen: [M] int32, positions in the flattened [B * K]; all different.
+      place: [B, K] int32, the place of a sequence in `chosen`; anything for one that is absent.
     """
 
-    index: Array
-    back: Array
+    chosen: Array
+    place: Array
 
 
 class DecoderBlock(nn.Module):
@@ -113,10 +113,10 @@ class DecoderBlock(nn.Module):
         attention = self.cross_attention
         queries = attention.queries(self.cross_norm(x))
         if rows is not None:
-            queries = queries[rows.back]
+            queries = queries[rows.place]
         attended = attention.attend_head_major(queries, *cross, None)
         if rows is not None:
-            attended = attended.reshape(-1, *attended.shape[2:])[rows.index]
+            attended = attended.reshape(-1, *attended.shape[2:])[rows.chosen]
         x = x + attention.out(attended)
         return x + self.mlp(self.mlp_norm(x)), (keys, values)
 
