@@ -7,7 +7,6 @@ does not).
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -41,7 +40,7 @@ class TicketSource:
         self.mode = mode
         self.lag = lag
         self.groups_per_step = groups_per_step
-        self._order = lru_cache(maxsize=2)(self._epoch_order)  # a block may straddle two epochs
+        self._orders: dict[int, np.ndarray] = {}  # of two epochs: a block may straddle them
 
     def ticket(self, ordinal: int) -> Ticket:
         """The ticket of any ordinal from 0 on."""
@@ -60,6 +59,10 @@ class TicketSource:
             return None
         return max(0, ordinal // self.groups_per_step - self.lag)
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        bits = np.random.PCG64(seed_of(self.run_seed, "epoch", epoch))
-        return np.argsort(bits.random_raw(len(self.example_ids)), kind="stable")
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            bits = np.random.PCG64(seed_of(self.run_seed, "epoch", epoch))
+            order = np.argsort(bits.random_raw(len(self.example_ids)), kind="stable")
+            self._orders = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
+            self._orders[epoch] = order
+        return self._orders[epoch]

@@ -1,5 +1,7 @@
 """Tickets are pure functions of (run seed, ordinal)."""
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,3 +79,9 @@ def test_no_examples_and_unknown_modes_are_refused():
         TicketSource(0, [], "async", 0, 4)
     with pytest.raises(ValueError, match="mode is 'sync'"):
         TicketSource(0, IDS, "sync", 0, 4)
+
+
+def test_a_source_travels_to_its_actor():
+    source = TicketSource(3, IDS, "ordered", 1, 4)
+    expected = source.ticket(17)
+    assert pickle.loads(pickle.dumps(source)).ticket(17) == expected
