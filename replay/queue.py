@@ -149,6 +149,7 @@ class Stats:
       dropped: of these, too stale to train.
       finished: the run's `total_groups` are trained.
       quarantined, redelivered, expired, too_late: events since this queue started.
+      expired_by_worker: expired leases by their worker: one that rises is dead, stopped or stuck.
       last_reasons: why the latest deliveries failed, newest last.
     """
 
@@ -162,6 +163,7 @@ class Stats:
     quarantined: int
     redelivered: int
     expired: int
+    expired_by_worker: Mapping[str, int]
     too_late: int
     last_reasons: tuple[str, ...]
 
@@ -174,7 +176,8 @@ class ReplayQueue(Protocol):
     ) -> list[Lease]:
         """Leases up to `n` groups (`to_sample`: `n` blocks), lowest ordinals first.
 
-        In ordered mode `to_train` gives exactly the next `n` ordinals, or none.
+        In ordered mode `to_train` gives exactly the next `n` ordinals that are neither acked nor
+        leased for training, or none.
 
         Args:
           stage: a `Stage`, or its value.
