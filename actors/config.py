@@ -16,9 +16,6 @@ class SamplerConfig(BaseModel):
     """Sampler processes."""
     engine: Literal["jax"] = "jax"
     """What runs the decoding loop."""
-    samples_per_group: int = Field(2, ge=2, le=256)
-    """K: samples of one image. The leave-one-out baseline needs two, as in the paper (captioning
-    takes 8)."""
     groups_per_block: int = Field(16, ge=1, le=4096)
     """Images decoded as one batch; divides learner.groups_per_step."""
     temperature: float = Field(1.0, gt=0, le=10)
@@ -29,6 +26,13 @@ class SamplerConfig(BaseModel):
     """A sampler that shows no sign of life for so long loses its block and is replaced."""
     resources: Resources = Resources()
     """For each sampler."""
+
+
+class EvaluatorResources(Resources):
+    """The evaluator works beside the others, and asks for no CPU of its own."""
+
+    num_cpus: float = Field(0.0, ge=0)
+    """Logical CPUs that Ray sets aside."""
 
 
 class EvaluationConfig(BaseModel):
@@ -44,5 +48,5 @@ class EvaluationConfig(BaseModel):
     """Only the first so many examples of the split; all when not set."""
     batch_size: int = Field(50, ge=1)
     """Images decoded at once."""
-    resources: Resources = Resources(num_cpus=0)
+    resources: EvaluatorResources = EvaluatorResources()
     """Of the one evaluator process."""

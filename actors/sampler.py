@@ -16,8 +16,7 @@ import numpy as np
 from actors.engine import Engine
 from protos.trajectory import Sampled, Ticket
 from replay.lease_keeper import LeaseKeeper
-from replay.queue import QueueClosed, ReplayQueue
-from replay.state import Lease, Stage
+from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
 from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class Sampler:
             began = time.monotonic()
             try:
                 leases = self._queue.lease(
-                    Stage.TO_SAMPLE, 1, worker=self.status.worker, wait=1.0
+                    Stage.TO_SAMPLE, 1, None, self.status.worker, wait=1.0
                 )
                 leased = time.monotonic()
                 self.status.waiting += leased - began
@@ -103,7 +102,7 @@ class Sampler:
         finally:
             self._keeper.drop(leases)
 
-    def _sample(self, leases: list[Lease]) -> list[tuple[int, bytes]]:
+    def _sample(self, leases: list[Lease]) -> list[tuple[str, bytes]]:
         first = leases[0].ordinal // self._block * self._block
         tickets = [self._ticket(ordinal) for ordinal in range(first, first + self._block)]
         began = time.monotonic()

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from replay.resources import Resources
+
 
 class Settings(BaseModel):
     """A group of settings: unknown keys are refused, values are fixed once read."""
@@ -162,13 +164,13 @@ class ReinforceConfig(Settings):
 
 
 class TuneConfig(Settings):
-    """Reward tuning: how long, with which objective, and what it leaves behind.
-
-    The groups a step belong to the queue's settings, which pace everyone.
-    """
+    """Reward tuning: how long, with which objective, and what it leaves behind."""
 
     steps: Annotated[int, Field(gt=0)] = 200
     """Optimizer steps; each trains one batch of groups."""
+
+    groups_per_step: Annotated[int, Field(ge=1, le=65536)] = 16
+    """G, the images of a step, over all devices."""
 
     samples_per_group: Annotated[int, Field(ge=2, le=256)] = 8
     """K, samples of one example; the paper takes 2 (captioning 8)."""
@@ -188,17 +190,22 @@ class TuneConfig(Settings):
     publish_every: Annotated[int, Field(gt=0)] = 1
     """Steps between published policies; `ordered` mode needs 1."""
 
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the published weights are rounded to on their way to the samplers."""
+
     checkpoint_every: Annotated[int, Field(gt=0)] = 50
     """Steps between checkpoints; the last step always leaves one."""
 
     keep_checkpoints: Annotated[int, Field(gt=0)] = 2
-    """Newest checkpoints that are kept, beside the best."""
+    """Newest checkpoints that are kept. The best policy is kept apart, by the evaluator."""
 
-    evaluate_every: Annotated[int, Field(ge=0)] = 50
-    """Steps between evaluations on the validation split; 0: only after the last step."""
+    resources: Resources = Resources()
+    """Of the learner's process."""
 
-    log_every: Annotated[int, Field(gt=0)] = 1
-    """Steps between lines of metrics."""
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        _check_divides("groups_per_step", self.groups_per_step, self.microbatches, self.devices)
+        return self
 
 
 def _check_divides(name: str, size: int, microbatches: int, devices: int) -> None:

@@ -191,7 +191,7 @@ class RayWeights:
     def __init__(self, handle: Any, timeout: float = 60.0):
         self._handle = handle
         self._timeout = timeout
-        self._loaded: tuple[int, dict[str, Any]] | None = None
+        self._loaded: tuple[Manifest, dict[str, Any]] | None = None
 
     def _get(self, reference: Any, what: str) -> Any:
         try:
@@ -214,12 +214,11 @@ class RayWeights:
 
     def load(self, version: int | None) -> tuple[int, dict[str, Any]]:
         """A version (None: the newest) and its parameters; the last one loaded is kept."""
-        wanted = self.newest_version() if version is None else version
-        if self._loaded is None or self._loaded[0] != wanted:
-            manifest, references = self._get(self._handle.get.remote(wanted), f"get {wanted}")
+        manifest, references = self._get(self._handle.get.remote(version), f"get {version}")
+        if self._loaded is None or self._loaded[0] != manifest:
             arrays = self._get(references[0], f"arrays of version {manifest.version}")
-            self._loaded = (manifest.version, unpack_weights(manifest, arrays))
-        return self._loaded
+            self._loaded = (manifest, unpack_weights(manifest, arrays))
+        return manifest.version, self._loaded[1]
 
     def next_to_evaluate(self, wait: float) -> int | None:
         """See `WeightStore.next_to_evaluate`."""

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from protos.trajectory import FailureKind
-from replay.queue import ReplayQueue
-from replay.state import Lease
+from replay.queue import Lease, ReplayQueue
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ class LeaseKeeper:
         self._on_stuck = on_stuck
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: dict[int, Lease] = {}
-        self._working_on: tuple[frozenset[int], float] | None = None
+        self._held: dict[str, Lease] = {}
+        self._working_on: tuple[frozenset[str], float] | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(
             target=self._renew_forever, args=(ttl / 3,), name="lease-keeper", daemon=True
@@ -88,7 +87,7 @@ class LeaseKeeper:
                     # An unreachable queue lets the leases expire: the work is redone elsewhere.
                     logger.warning("could not renew %d leases: %s", len(held), error)
 
-    def _give_up(self, held: dict[int, Lease], stuck: frozenset[int]) -> None:
+    def _give_up(self, held: dict[str, Lease], stuck: frozenset[str]) -> None:
         ordinals = [held[lease_id].ordinal for lease_id in sorted(stuck & set(held))]
         reason = f"exceeded its deadline of {self._deadline:g} s on ordinals {ordinals}"
         try:

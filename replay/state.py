@@ -12,7 +12,7 @@ One writer: whoever owns the state calls it from one thread.
 """
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -92,6 +92,7 @@ class QueueState:
         self._quarantined: deque[Quarantined] = deque(maxlen=KEPT_QUARANTINED)
         self._last_reasons: deque[str] = deque(maxlen=KEPT_REASONS)
         self._quarantined_count = self._redelivered = self._expired = self._too_late = 0
+        self._expired_by_worker: Counter[str] = Counter()
         self.restart(frontier or Frontier())
 
     def restart(self, frontier: Frontier) -> None:
@@ -191,6 +192,7 @@ class QueueState:
                 heapq.heappush(self._deadlines, (lease.deadline, lease_id))
                 continue
             reason = f"lease of {lease.worker} expired: not renewed within {lease.ttl:g} s"
+            self._expired_by_worker[lease.worker] += 1
             self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
             expired += 1
         self._expired += expired
@@ -269,6 +271,7 @@ class QueueState:
             quarantined=self._quarantined_count,
             redelivered=self._redelivered,
             expired=self._expired,
+            expired_by_worker=dict(self._expired_by_worker),
             too_late=self._too_late,
             last_reasons=tuple(self._last_reasons),
         )

@@ -17,6 +17,7 @@ from protos.trajectory import (
     Outcome,
     Scored,
 )
+from rewards.config import RewardsConfig
 from rewards.judge import RewardContractError, describe, judge
 from rewards.reward import Reward
 from vision.tasks.task import Example, Task
@@ -153,3 +154,15 @@ class WeightedSum:
         if abstentions:
             return Abstained("; ".join(abstentions))
         return Scored(total, auxiliary)
+
+
+def build_reward(config: RewardsConfig, task: Task) -> Reward:
+    """The reward of a config: its terms, loaded and weighed.
+
+    Raises:
+      RewardLoadError: a term cannot be built.
+    """
+    terms = [(load_reward(term.path, task, term.options), term.weight) for term in config.terms]
+    if len(terms) == 1 and terms[0][1] == 1.0:
+        return terms[0][0]
+    return WeightedSum(terms)

@@ -12,8 +12,7 @@ from typing import Any
 
 from protos.trajectory import Outcome, Sampled, Scored, ScoredGroup
 from replay.lease_keeper import LeaseKeeper
-from replay.queue import QueueClosed, ReplayQueue
-from replay.state import Lease, Stage
+from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
 from rewards.judge import GroupFailure, judge_group
 from rewards.reward import Reward
 from vision.tasks.task import Task
@@ -74,7 +73,7 @@ class RewardWorker:
             began = time.monotonic()
             try:
                 leases = self._queue.lease(
-                    Stage.TO_SCORE, self._groups_per_lease, worker=self.status.worker, wait=1.0
+                    Stage.TO_SCORE, self._groups_per_lease, None, self.status.worker, wait=1.0
                 )
                 leased = time.monotonic()
                 self.status.waiting += leased - began

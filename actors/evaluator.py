@@ -1,0 +1,101 @@
+"""The evaluator: scores published policies on a held-out split while the run goes on.
+
+It has no state that matters: an evaluation that was lost is done again. The best policy so far is
+kept as `best.npz`.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.config import EvaluationConfig
+from actors.engine import Engine
+from actors.evaluation import evaluate_policy, split_examples
+from vision.models.checkpoint import save_npz
+from vision.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+BEST_FILE = "best.npz"
+
+
+class EvaluationWeights(Protocol):
+    """What the evaluator asks of the weight store."""
+
+    def load(self, version: int | None) -> tuple[int, dict[str, Any]]:
+        """A version's parameters."""
+        ...
+
+    def next_to_evaluate(self, wait: float) -> int | None:
+        """The oldest version that waits for an evaluation."""
+        ...
+
+    def evaluated(self, version: int) -> None:
+        """It is done."""
+        ...
+
+
+class Evaluator:
+    """Evaluates one version after the other until it is told to stop."""
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        weights: EvaluationWeights,
+        config: EvaluationConfig,
+        run_directory: Path,
+    ):
+        self._task, self._engine, self._weights, self._config = task, engine, weights, config
+        self._run_directory = run_directory
+        self._stopping = False
+        self._examples = split_examples(task, config.split, config.examples)
+        done = read_evaluations(run_directory)
+        self._best = max((line[task.headline] for line in done), default=float("-inf"))
+        self.status: dict[str, Any] = done[-1] if done else {}
+
+    def stop(self) -> None:
+        """Ends `run` after the evaluation at hand."""
+        self._stopping = True
+
+    def run(self) -> dict[str, Any]:
+        """The evaluator's life; returns the last evaluation."""
+        while not self._stopping:
+            version = self._weights.next_to_evaluate(1.0)
+            if version is not None:
+                self._evaluate(version)
+                self._weights.evaluated(version)
+        return self.status
+
+    def _evaluate(self, version: int) -> None:
+        if any(line["step"] == version for line in read_evaluations(self._run_directory)):
+            return  # a resumed run publishes its first version again
+        began = time.monotonic()
+        _, params = self._weights.load(version)
+        metrics = evaluate_policy(
+            self._task, self._engine, params, self._examples, self._config.batch_size
+        )
+        line = {
+            "step": version,
+            "split": self._config.split,
+            "seconds": round(time.monotonic() - began, 3),
+            **metrics,
+        }
+        with (self._run_directory / EVALUATIONS_FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if metrics[self._task.headline] > self._best:
+            self._best = metrics[self._task.headline]
+            save_npz(self._run_directory / BEST_FILE, params)
+        self.status = line
+        logger.info("evaluated version %d: %s", version, metrics)
+
+
+def read_evaluations(run_directory: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run so far, oldest first."""
+    path = run_directory / EVALUATIONS_FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

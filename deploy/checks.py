@@ -1,0 +1,53 @@
+"""Finds what is wrong with a run before any actor starts."""
+
+from deploy.config import RunConfig
+from deploy.config_file import ConfigError
+from deploy.processes import load_initial
+from rewards.combine import build_reward
+from vision.tasks.registry import build_task
+from vision.tasks.task import Task
+
+
+def check_tune(config: RunConfig) -> Task:
+    """Builds what the actors will build: the task with its data, the reward, the initial policy.
+
+    Returns:
+      The task.
+
+    Raises:
+      ConfigError: settings that would fail or mean nothing.
+      AnnotationError, ImageError, RewardLoadError, CheckpointMismatch, ...: what the parts say.
+    """
+    if config.rewards is None:
+        raise ConfigError(
+            "rewards: missing; tuning needs at least one term, such as "
+            "rewards: {terms: [{path: 'rewards.detection:MeanAveragePrecisionReward'}]}"
+        )
+    if config.initial is None:
+        raise ConfigError(
+            "initial: missing; tuning starts from a checkpoint (`rewardtune pretrain` makes one: "
+            "runs/NAME/final.npz)"
+        )
+    task = build_task(config.task)
+    reward = build_reward(config.rewards, task)
+    missing = set(task.auxiliary_arrays) - set(reward.provides)
+    if missing and config.learner.reinforce.auxiliary_weight:
+        raise ConfigError(
+            f"learner.reinforce.auxiliary_weight is {config.learner.reinforce.auxiliary_weight}, "
+            f"but the reward does not provide {sorted(missing)}, which the task's auxiliary loss "
+            "needs; set it to 0, or add a reward that provides it (with weight 0 if need be)"
+        )
+    check_split(task, "train", config.learner.groups_per_step, "learner.groups_per_step")
+    if config.evaluation.every:
+        check_split(task, config.evaluation.split, 1, "evaluation.split")
+    load_initial(config, config.model.build(task))
+    return task
+
+
+def check_split(task: Task, split: str, at_least: int, setting: str) -> None:
+    """Raises `ConfigError` where a split has too few examples."""
+    count = len(task.example_ids(split))
+    if count < at_least:
+        raise ConfigError(
+            f"{setting}: the split {split!r} has {count} examples, {at_least} are needed"
+        )

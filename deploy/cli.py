@@ -1,0 +1,216 @@
+"""The command line, `rewardtune`."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from deploy.cluster import add_working_directory_to_path
+from deploy.config import RunConfig
+from deploy.config_file import read_config
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Tunes vision models with task rewards: actors sample, rewards score, a learner trains.",
+)
+score_app = typer.Typer(no_args_is_help=True, help="Judge prediction files, without a model.")
+app.add_typer(score_app, name="score")
+console = Console()
+
+ConfigPath = Annotated[str, typer.Argument(help="A YAML config, or the path of a preset.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to it, such as learner.steps=100.")
+]
+Overwrite = Annotated[bool, typer.Option(help="Remove what the run's directory holds, and start.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """Ends with one clear message for what a user can mend, and with a traceback for our bugs."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            print(f"rewardtune: {error or 'interrupted'}", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, RuntimeError, ArithmeticError, TimeoutError) as error:
+            if isinstance(error, ValidationError) or logging.getLogger().isEnabledFor(logging.DEBUG):
+                raise
+            print(f"rewardtune: {type(error).__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and debug logs.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    add_working_directory_to_path()
+
+
+@app.command()
+@friendly
+def config(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print a config resolved and checked; start nothing."""
+    resolved = read_config(config, overrides or [], RunConfig)
+    print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+@friendly
+def pretrain(config: ConfigPath, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Train a model by maximum likelihood (Algorithm 1)."""
+    from deploy.runs import run_pretrain
+
+    path = run_pretrain(read_config(config, overrides or [], RunConfig), overwrite)
+    print_metrics("held-out metrics", json.loads((path.parent / "evaluation.json").read_text()))
+    console.print(f"checkpoint: {path}")
+
+
+@app.command()
+@friendly
+def tune(config: ConfigPath, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Tune a model with rewards on Ray (Algorithm 2); run again to resume."""
+    from deploy.runs import run_tune
+
+    resolved = read_config(config, overrides or [], RunConfig)
+    run_tune(resolved, overwrite)
+    console.print(
+        f"finished; `rewardtune report {resolved.runs / resolved.name}` shows before and after"
+    )
+
+
+@app.command()
+@friendly
+def evaluate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A .npz; default: the config's `initial`.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    end_token_bias: Annotated[
+        float, typer.Option(help="Added to the end token's logit: below 0 finds more boxes.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Metrics of a checkpoint on a split, by greedy decoding."""
+    from deploy.config_file import ConfigError
+    from deploy.runs import run_evaluate
+
+    resolved = read_config(config, overrides or [], RunConfig)
+    path = checkpoint or resolved.initial
+    if path is None:
+        raise ConfigError("no checkpoint: name one with --checkpoint, or set `initial`")
+    metrics = run_evaluate(resolved, path, split, end_token_bias)
+    print_metrics(f"{path} on {split}", metrics, as_json)
+
+
+@app.command()
+@friendly
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's directory, runs/NAME.")],
+    split: Annotated[str, typer.Option(help="The split to report on.")] = "test",
+) -> None:
+    """Write runs/NAME/report.html: before and after, in numbers and pictures."""
+    from deploy.report import write_report
+
+    path = write_report(run, split=split, progress=lambda line: console.print(line))
+    console.print(f"report: {path}")
+
+
+@app.command()
+@friendly
+def status(
+    run: Annotated[Path, typer.Argument(help="A run's directory, runs/NAME.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a run is doing."""
+    from deploy.run_directory import read_status
+    from deploy.status import show_status
+
+    values = read_status(run)
+    if as_json:
+        print(json.dumps(values, indent=1))
+    else:
+        show_status(console, values)
+
+
+@app.command()
+@friendly
+def demo(
+    steps: Annotated[int | None, typer.Option(help="Fewer or more tuning steps.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
+    overwrite: Overwrite = True,
+) -> None:
+    """Tune the shipped detector for mAP, and write the report: about ten minutes on 2 cores."""
+    from deploy.report import write_report
+    from deploy.runs import run_evaluate, run_tune
+
+    overrides = [f"name={name}"] + ([f"learner.steps={steps}"] if steps else [])
+    resolved = read_config("configs/quickstart/detection_map.yaml", overrides, RunConfig)
+    assert resolved.initial is not None
+    console.print("The detector as maximum likelihood left it, on held-out test scenes:")
+    print_metrics("before", run_evaluate(resolved, resolved.initial, "test"))
+    console.print("Tuning it with the mAP reward on Ray:")
+    run_tune(resolved, overwrite)
+    print_metrics("after", run_evaluate(resolved, resolved.directory / "final.npz", "test"))
+    path = write_report(resolved.directory, progress=lambda line: console.print(line))
+    console.print(f"report with pictures: {path}")
+
+
+@score_app.command()
+@friendly
+def detection(
+    annotations: Annotated[Path, typer.Option(help="COCO instances JSON, the ground truth.")],
+    predictions: Annotated[Path, typer.Option(help="COCO results JSON.")],
+    as_json: AsJson = False,
+) -> None:
+    """The 12 COCO figures of a prediction file, and its mean rewards an image."""
+    from rewards.score import score_detection
+
+    print_metrics(str(predictions), score_detection(annotations, predictions), as_json)
+
+
+def print_metrics(title: str, metrics: Mapping[str, Any], as_json: bool = False) -> None:
+    """A table of metrics, or JSON."""
+    if as_json:
+        print(json.dumps(dict(metrics), indent=1))
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point."""
+    # Ray's start-up forks and at once executes another program, which is safe beside JAX's threads.
+    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The Ray cluster under a run: joining it, and what it can place."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from deploy.config import ClusterConfig, thread_environment
+from replay.resources import Resources
+
+logger = logging.getLogger(__name__)
+
+
+class PlacementError(RuntimeError):
+    """The cluster cannot hold what the config asks for; the message has both."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a role asks for, `count` times."""
+
+    role: str
+    count: int
+    resources: Resources
+
+    def amounts(self) -> dict[str, float]:
+        """By Ray's resource names, for one process."""
+        asked = {"CPU": self.resources.num_cpus, "GPU": self.resources.num_gpus}
+        asked |= self.resources.custom
+        return {name: amount for name, amount in asked.items() if amount}
+
+    def __str__(self) -> str:
+        wanted = ", ".join(f"{name} {amount:g}" for name, amount in self.amounts().items())
+        labels = "".join(f", label {k}={v}" for k, v in self.resources.labels.items())
+        return f"{self.role} ({self.count} of them, each {wanted or 'no resources'}{labels})"
+
+
+def connect(config: ClusterConfig, job_name: str) -> bool:
+    """Joins a cluster or starts one on this machine; returns whether it was started here.
+
+    Raises:
+      PlacementError: the address does not answer.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    environment = {"env_vars": {"PYTHONPATH": _python_path()}}
+    if address is None:
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            namespace=job_name,
+            runtime_env=environment,
+            # Ray says at WARNING that it made a token for this cluster of one job.
+            logging_level=logging.ERROR,
+        )
+        return True
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            namespace=job_name,
+            runtime_env=environment,
+            logging_level=logging.WARNING,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise PlacementError(
+            f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, or leave "
+            "cluster.address out to start one on this machine"
+        ) from error
+    return False
+
+
+def _python_path() -> str:
+    repository = str(Path(__file__).resolve().parent.parent)
+    paths = [str(Path.cwd()), repository, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return os.pathsep.join(dict.fromkeys(path for path in paths if path))
+
+
+def actor_options(resources: Resources, name: str) -> dict[str, Any]:
+    """Ray's options for a role's process."""
+    environment = thread_environment(resources.threads)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewardtune" / "xla"
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    options: dict[str, Any] = {
+        "name": name,
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "resources": resources.custom,
+        "max_restarts": -1,
+        "max_concurrency": 4,
+        "runtime_env": {"env_vars": environment},
+    }
+    if resources.labels:
+        options["label_selector"] = dict(resources.labels)
+    return options
+
+
+def check_placement(requests: Sequence[Request], config: ClusterConfig) -> None:
+    """Finds requests that no node could ever meet, and a cluster too small for one of each role.
+
+    Waits `placement_seconds` for an autoscaler to bring nodes.
+
+    Raises:
+      PlacementError: with what was asked, and what the nodes have.
+    """
+    deadline = time.monotonic() + config.placement_seconds
+    while True:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        faults = _faults(requests, nodes)
+        if not faults:
+            break
+        if time.monotonic() > deadline:
+            raise PlacementError("; ".join(faults) + f". {describe_nodes(nodes)}")
+        time.sleep(0.5)
+    _warn_if_crowded(requests, nodes)
+
+
+def _faults(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    faults = [
+        f"no node can hold {request}"
+        for request in requests
+        if not any(_fits(request, node) for node in nodes)
+    ]
+    if faults:
+        return faults
+    for name, asked in _totals(requests, one_each=True).items():
+        have = sum(node["Resources"].get(name, 0.0) for node in nodes)
+        if asked > have + 1e-6:
+            roles = ", ".join(str(request) for request in requests)
+            faults.append(
+                f"one process of each role needs {name} {asked:g}, the cluster has {have:g}: {roles}"
+            )
+    return faults
+
+
+def _warn_if_crowded(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> None:
+    for name, asked in _totals(requests, one_each=False).items():
+        have = sum(node["Resources"].get(name, 0.0) for node in nodes)
+        if asked > have + 1e-6:
+            logger.warning(
+                "all processes together ask for %s %g, the cluster has %g: some stay pending "
+                "unless nodes are added",
+                name,
+                asked,
+                have,
+            )
+
+
+def _totals(requests: Sequence[Request], one_each: bool) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for request in requests:
+        for name, amount in request.amounts().items():
+            totals[name] = totals.get(name, 0.0) + amount * (1 if one_each else request.count)
+    return totals
+
+
+def _fits(request: Request, node: Mapping[str, Any]) -> bool:
+    labels = node.get("Labels", {})
+    return all(
+        node["Resources"].get(name, 0.0) + 1e-6 >= amount
+        for name, amount in request.amounts().items()
+    ) and all(labels.get(name) == value for name, value in request.resources.labels.items())
+
+
+def describe_nodes(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """What the cluster has, a node each."""
+    lines = []
+    for node in nodes:
+        amounts = ", ".join(
+            f"{name} {amount:g}"
+            for name, amount in sorted(node["Resources"].items())
+            if not name.startswith("node:") and "memory" not in name
+        )
+        labels = {k: v for k, v in node.get("Labels", {}).items() if not k.startswith("ray.io/")}
+        shown = f" with labels {labels}" if labels else ""
+        lines.append(f"node {node['NodeManagerAddress']} has {amounts}{shown}")
+    return "The cluster: " + ("; ".join(lines) or "no node")
+
+
+def add_working_directory_to_path() -> None:
+    """Lets a user's own reward stand in the directory where the command is typed."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)

@@ -1,0 +1,194 @@
+"""The config of a run: every section belongs to a package, here they meet and are cross-checked."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from actors.config import EvaluationConfig, SamplerConfig
+from learner.config import PretrainConfig, TuneConfig
+from replay.config import QueueConfig
+from replay.pacing import PacingConfig
+from rewards.config import RewardsConfig
+from vision.models.config import ModelConfig
+from vision.models.presets import model_config
+from vision.tasks.registry import TaskConfig
+from vision.tasks.task import Task
+
+
+class TrunkSettings(BaseModel):
+    """What of a preset's trunk to replace."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    depth: int | None = Field(None, ge=1)
+    """Layers."""
+    width: int | None = Field(None, ge=1)
+    """Size of a token's vector."""
+    heads: int | None = Field(None, ge=1)
+    """Attention heads."""
+    mlp_dim: int | None = Field(None, ge=1)
+    """Hidden size of the MLPs."""
+
+
+class ModelSettings(BaseModel):
+    """A preset, and what to replace in it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: str
+    """A name of `vision.models.presets`, from `tiny` to `vit_l16`."""
+    stem: str | None = None
+    """`patch` or `conv`."""
+    patch_size: int | None = Field(None, ge=1)
+    """Pixels a side of one encoder token."""
+    encoder: TrunkSettings = TrunkSettings()
+    """Of the image's trunk."""
+    decoder: TrunkSettings = TrunkSettings()
+    """Of the tokens' trunk."""
+    positions: str | None = None
+    """How position embeddings start: `normal` or `sincos`."""
+    dtype: str | None = None
+    """Type of the computation: `float32` or `bfloat16`; parameters stay float32."""
+    remat: bool | None = None
+    """Compute layers again in the backward pass, to save memory."""
+
+    def build(self, task: Task) -> ModelConfig:
+        """The model at a task's sizes."""
+        overrides: dict[str, Any] = self.model_dump(exclude={"preset"}, exclude_none=True)
+        return model_config(
+            self.preset,
+            vocabulary_size=task.vocabulary_size,
+            max_length=task.max_length,
+            image_size=task.image_size,
+            ordered_tokens=task.ordered_tokens,
+            **{name: value for name, value in overrides.items() if value != {}},
+        )
+
+
+class ClusterConfig(BaseModel):
+    """Which Ray cluster runs it, and how long to wait for things there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str | None = None
+    """A running cluster (`auto`, or its address); null starts one on this machine, or joins the
+    one of RAY_ADDRESS."""
+    start_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """The longest that a first worker of each role may take to start."""
+    placement_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """How long to wait for an autoscaler before a request that no node could ever meet is
+    reported as infeasible."""
+    reply_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """The longest that the queue and the weight store may take to answer."""
+
+
+class RunConfig(BaseModel):
+    """All that determines a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Names the run and its directory, runs/NAME."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Everything random follows from it."""
+    runs: Path = Path("runs")
+    """Where run directories are made; on a cluster, a path that all nodes share."""
+    task: TaskConfig
+    """What is learned."""
+    model: ModelSettings
+    """What learns it."""
+    initial: Path | None = None
+    """A `.npz` checkpoint of the whole model to start from."""
+    initial_encoder: Path | None = None
+    """A big_vision ViT `.npz` to start the encoder from, in pretraining."""
+    pretrain: PretrainConfig | None = None
+    """Maximum likelihood."""
+    learner: TuneConfig = TuneConfig()
+    """Reward tuning."""
+    actors: SamplerConfig = SamplerConfig()
+    """Samplers."""
+    rewards: RewardsConfig | None = None
+    """Rewards and their workers."""
+    replay: PacingConfig = PacingConfig()
+    """Order and staleness."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluation."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        block = self.actors.groups_per_block
+        if self.learner.groups_per_step % block:
+            raise ValueError(
+                f"actors.groups_per_block is {block} and learner.groups_per_step "
+                f"{self.learner.groups_per_step}: the block must divide it, or a step would wait "
+                "for a block that does not fit the window"
+            )
+        if self.replay.mode == "ordered" and self.learner.publish_every != 1:
+            raise ValueError(
+                f"learner.publish_every is {self.learner.publish_every}: ordered mode samples "
+                "every step with its own policy version and would wait for ever; use 1, or "
+                "replay.mode=async"
+            )
+        return self
+
+    @property
+    def lag(self) -> int:
+        """Versions between sampling and training: exactly (ordered) or at most (async)."""
+        if self.replay.mode == "ordered":
+            return self.replay.policy_lag
+        return self.replay.max_policy_lag
+
+    @property
+    def directory(self) -> Path:
+        """runs/NAME, absolute."""
+        return (self.runs / self.name).absolute()
+
+    def queue_config(self) -> QueueConfig:
+        """The queue's settings."""
+        assert self.rewards is not None
+        return QueueConfig(
+            groups_per_step=self.learner.groups_per_step,
+            block=self.actors.groups_per_block,
+            mode=self.replay.mode,
+            lag=self.lag,
+            max_deliveries=self.replay.max_deliveries,
+            sample_ttl=self.actors.lease_seconds,
+            score_ttl=self.rewards.lease_seconds,
+            total_groups=self.learner.steps * self.learner.groups_per_step,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a run is resumed: all that its numbers depend on."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        for section in ("cluster", "evaluation", "runs"):
+            del values[section]
+        for section, keys in _MAY_CHANGE.items():
+            for key in keys:
+                if values.get(section):
+                    values[section].pop(key, None)
+        return values
+
+
+# How many workers do the work, how it is watched and how long it goes on changes no step's result.
+_MAY_CHANGE = {
+    "actors": ("count", "deadline_seconds", "lease_seconds", "resources"),
+    "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
+    "learner": ("steps", "checkpoint_every", "keep_checkpoints", "resources"),
+}
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment variables that cap a process's compute threads."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    eigen = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+    count = str(threads)
+    return {
+        "OMP_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "NUMBA_NUM_THREADS": count,
+        "XLA_FLAGS": f"{flags} {eigen} intra_op_parallelism_threads={count}".strip(),
+    }

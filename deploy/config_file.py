@@ -1,0 +1,152 @@
+"""Reading YAML configs: inheritance, dotted overrides, and errors that say what would be right."""
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+PRESETS = Path(__file__).resolve().parent.parent / "configs"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message lists every fault that was found."""
+
+
+def read_config(path: str | Path, overrides: Sequence[str], model: type[Model]) -> Model:
+    """Reads a YAML file, applies `a.b=value` overrides and validates the whole.
+
+    `extends: other.yaml` in a file starts from another one (relative to it). A path that does not
+    exist is looked for among the presets that ship with RewardTune.
+
+    Raises:
+      ConfigError: with one line for each fault: the dotted key, the value, what would be right.
+    """
+    source = _locate(Path(path))
+    values = _read_yaml(source)
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe(fault, model) for fault in error.errors()]
+        raise ConfigError(f"{source}: " + "\n".join(lines)) from error
+
+
+def _locate(path: Path) -> Path:
+    candidates = [path, PRESETS / path, PRESETS.parent / path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(p.relative_to(PRESETS.parent)) for p in PRESETS.rglob("*.yaml"))
+    nearest = difflib.get_close_matches(str(path), known, 3, 0.3)
+    raise ConfigError(f"{path}: no such config file; presets: {', '.join(nearest or known)}")
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends itself through {[str(p) for p in seen]}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping of settings")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    base = _read_yaml(path.parent / parent, (*seen, path.resolve()))
+    return _merge(base, values)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: write key.path=value, such as seed=1")
+    *parents, name = key.split(".")
+    node: Any = values
+    for parent in parents:
+        if isinstance(node, list):
+            node = node[_index(node, parent, override)]
+            continue
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, (dict, list)):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    if isinstance(node, list):
+        node[_index(node, name, override)] = value
+    else:
+        node[name] = value
+
+
+def _index(node: list[Any], name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(
+            f"override {override!r}: {name!r} must be a list position, 0 to {len(node) - 1}"
+        )
+    return int(name)
+
+
+def _describe(fault: Any, model: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        keys = list(dotted_keys(model))
+        known = [key.rpartition(".")[2] for key in keys if _parent_matches(key, location)]
+        last = str(fault["loc"][-1])
+        nearest = difflib.get_close_matches(last, known, 1, 0.5)
+        elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
+        if nearest:
+            return f"{location}: unknown key; did you mean {nearest[0]!r}?"
+        if elsewhere:
+            return f"{location}: unknown key here; did you mean {elsewhere[0]!r}?"
+        section = location.rpartition(".")[0] or "the top level"
+        return f"{location}: unknown key; {section} has {', '.join(sorted(known))}"
+    given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
+    return f"{location or 'config'}: {fault['msg']}{given}"
+
+
+def _parent_matches(key: str, location: str) -> bool:
+    # Locations name the branch of a union and list positions; keys do not.
+    parts = [part for part in location.split(".")[:-1] if not part.isdigit()]
+    parents = key.split(".")[:-1]
+    remaining = iter(parts)
+    return all(parent in remaining for parent in parents) and bool(parents) == bool(parts)
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> typing.Iterator[str]:
+    """Every key of a config model, as `section.key`."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for nested in _models_in(field.annotation):
+            yield from dotted_keys(nested, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
+        return [m for argument in typing.get_args(annotation) for m in _models_in(argument)]
+    return []

@@ -1,0 +1,279 @@
+"""The controller: starts a run's processes on Ray, replaces what fails, and ends them all.
+
+It holds targets only; what it knows of the work it asks the queue. Nothing it starts outlives it:
+no actor is detached.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from deploy import processes
+from deploy.cluster import (
+    PlacementError,
+    Request,
+    actor_options,
+    check_placement,
+    connect,
+    describe_nodes,
+)
+from deploy.config import RunConfig
+from deploy.run_directory import write_status
+from deploy.workers import Worker
+from learner.stop import StopRequest
+from learner.weight_store import RayWeights, WeightStore
+from replay.memory import MemoryReplayQueue
+from replay.queue import Stats
+from replay.ray_client import RayReplayQueue
+from replay.resources import Resources
+from vision.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.2
+STATUS_SECONDS = 1.0
+STOP_SECONDS = 60.0
+SERVICE = Resources(num_cpus=0)
+# Beside those that samples are made with: the one that is being read while the next arrives.
+SPARE_VERSIONS = 2
+
+OnStatus = Callable[[Mapping[str, Any]], None]
+
+
+class Controller:
+    """Runs one tuning run to its end."""
+
+    def __init__(self, config: RunConfig, task: Task, on_status: OnStatus = lambda status: None):
+        self._config = config
+        self._task = task
+        self._on_status = on_status
+        self._workers: list[Worker] = []
+        self._expired: dict[str, int] = {}
+        self._last_status = 0.0
+
+    def run(self, stop: StopRequest) -> dict[str, Any]:
+        """Tunes until the last step or a request to stop; returns the learner's final status.
+
+        Raises:
+          PlacementError: the cluster cannot hold the processes.
+          WorkerError: a worker fails again and again.
+          NonFiniteError, CheckpointError, ...: what stopped the learner.
+        """
+        started_here = connect(self._config.cluster, f"rewardtune-{self._config.name}")
+        try:
+            check_placement(self._requests(), self._config.cluster)
+            with self._services() as (queue_handle, store_handle):
+                return self._tune(queue_handle, store_handle, stop)
+        finally:
+            if started_here:
+                ray.shutdown()
+
+    def _requests(self) -> list[Request]:
+        config = self._config
+        assert config.rewards is not None
+        requests = [
+            Request("learner", 1, config.learner.resources),
+            Request("sampler", config.actors.count, config.actors.resources),
+            Request("reward", config.rewards.count, config.rewards.resources),
+        ]
+        if config.evaluation.every:
+            requests.append(Request("evaluator", 1, config.evaluation.resources))
+        return requests
+
+    @contextmanager
+    def _services(self) -> Iterator[tuple[Any, Any]]:
+        """The queue and the weight store; one actor each, no CPU."""
+        config = self._config
+        queue = (
+            ray.remote(MemoryReplayQueue)
+            .options(**_service_options("queue"))
+            .remote(config.queue_config(), processes.ticket_source(config, self._task))
+        )
+        versions = config.lag + 1 if config.replay.mode == "ordered" else 1
+        store = (
+            ray.remote(WeightStore)
+            .options(**_service_options("weights"))
+            .remote(versions + SPARE_VERSIONS, config.evaluation.every)
+        )
+        try:
+            yield queue, store
+        finally:
+            for worker in self._workers:
+                worker.remove()
+            for handle in (queue, store):
+                ray.kill(handle)
+
+    def _tune(self, queue_handle: Any, store_handle: Any, stop: StopRequest) -> dict[str, Any]:
+        queue = RayReplayQueue(queue_handle, self._config.cluster.reply_seconds)
+        weights = RayWeights(store_handle, self._config.cluster.reply_seconds)
+        for request in self._requests():
+            for index in range(request.count):
+                self._add_worker(request, index, queue_handle, store_handle)
+        learner = self._workers[0]
+        others = self._workers[1:]
+        learner.begin()
+        # Samplers ask for weights at once: the learner publishes the first before they start.
+        self._watch(queue, lambda: weights.newest_version() is not None or stop.requested)
+        for worker in others:
+            worker.begin()
+        asked_to_stop = False
+        while learner.finished is None:
+            self._check(queue)
+            if stop.requested and not asked_to_stop:
+                learner.ask_to_stop()
+                asked_to_stop = True
+                give_up = time.monotonic() + STOP_SECONDS
+            if asked_to_stop and time.monotonic() > give_up:
+                raise TimeoutError(
+                    f"the learner did not stop within {STOP_SECONDS:g} s; the run resumes from "
+                    "its last checkpoint"
+                )
+            time.sleep(TICK_SECONDS)
+        if learner.finished["state"] == "finished":
+            self._finish_evaluations(queue, weights, stop)
+        self._report(queue, final=True)
+        self._stop_workers(queue)
+        return learner.finished
+
+    def _add_worker(self, request: Request, index: int, queue: Any, store: Any) -> None:
+        role_class = {
+            "learner": processes.LearnerProcess,
+            "sampler": processes.SamplerProcess,
+            "reward": processes.RewardProcess,
+            "evaluator": processes.EvaluatorProcess,
+        }[request.role]
+        name = request.role if request.count == 1 and index == 0 else f"{request.role}-{index}"
+        config_json = self._config.model_dump_json()
+
+        def start(actor_name: str) -> Any:
+            options = actor_options(request.resources, actor_name)
+            actor_class: Any = ray.remote(role_class)
+            return actor_class.options(**options).remote(config_json, name, queue, store)
+
+        self._workers.append(Worker(name, request.role, start))
+
+    def _watch(self, queue: RayReplayQueue, condition: Callable[[], bool]) -> None:
+        """Checks the workers until the condition holds."""
+        while not condition():
+            self._check(queue)
+            time.sleep(TICK_SECONDS)
+
+    def _check(self, queue: RayReplayQueue) -> None:
+        for worker in self._workers:
+            worker.check(partial(self._on_death, queue))
+        self._check_placed()
+        if time.monotonic() - self._last_status > STATUS_SECONDS:
+            self._report(queue)
+
+    def _on_death(self, queue: RayReplayQueue, worker: Worker, reason: str) -> None:
+        released = queue.release_worker(worker.name, reason)
+        if released:
+            logger.info("%d groups of %s are given to others", released, worker.name)
+
+    def _check_placed(self) -> None:
+        limit = self._config.cluster.start_seconds
+        for role in {worker.role for worker in self._workers}:
+            workers = [worker for worker in self._workers if worker.role == role]
+            waiting = [
+                worker for worker in workers if worker.started is not None and not worker.restarts
+            ]
+            if len(waiting) < len(workers):
+                continue
+            oldest = min(worker.since for worker in waiting)
+            if time.monotonic() - oldest > limit:
+                request = next(r for r in self._requests() if r.role == role)
+                nodes = [node for node in ray.nodes() if node["Alive"]]
+                raise PlacementError(
+                    f"no {role} started within {limit:g} s: {request}. {describe_nodes(nodes)}; "
+                    f"free now: {ray.available_resources()}"
+                )
+
+    def _report(self, queue: RayReplayQueue, final: bool = False) -> None:
+        self._last_status = time.monotonic()
+        stats = queue.stats()
+        self._replace_silent(stats)
+        status = run_status(self._config, self._workers, stats)
+        write_status(Path(self._config.directory), status)
+        self._on_status(status)
+
+    def _replace_silent(self, stats: Stats) -> None:
+        """A worker whose leases ran out is stopped, stuck or gone, whatever Ray thinks of it."""
+        for worker in self._workers:
+            expired = stats.expired_by_worker.get(worker.name, 0)
+            if expired > self._expired.get(worker.name, 0) and worker.running is not None:
+                worker.replace("showed no sign of life while it held work")
+            self._expired[worker.name] = expired
+
+    def _finish_evaluations(
+        self, queue: RayReplayQueue, weights: RayWeights, stop: StopRequest
+    ) -> None:
+        if self._config.evaluation.every:
+            self._watch(queue, lambda: not weights.to_evaluate() or stop.requested)
+
+    def _stop_workers(self, queue: RayReplayQueue) -> None:
+        queue.close()
+        for worker in self._workers[1:]:
+            worker.ask_to_stop()
+        calls = [worker.running for worker in self._workers if worker.running is not None]
+        try:
+            if calls:
+                ray.wait(calls, num_returns=len(calls), timeout=5)
+        except (GetTimeoutError, RayActorError) as error:
+            logger.info("workers are ended without waiting any longer: %s", error)
+
+
+def _service_options(name: str) -> dict[str, Any]:
+    options = actor_options(SERVICE, name)
+    # Their state dies with them: a fresh one would answer wrongly instead of not at all.
+    return options | {"max_restarts": 0, "max_concurrency": 1000}
+
+
+def run_status(config: RunConfig, workers: list[Worker], stats: Stats) -> dict[str, Any]:
+    """What `rewardtune status` shows."""
+    learner = workers[0]
+    learned = learner.finished or learner.status
+    return {
+        "run": config.name,
+        "time": time.time(),
+        "state": learned.get("state", "starting"),
+        "step": learned.get("step", 0),
+        "steps": config.learner.steps,
+        "metrics": learned.get("metrics", {}),
+        "queue": {
+            "stages": {
+                str(stage): {
+                    "ready": of_stage.ready,
+                    "leased": of_stage.leased,
+                    "wait_p50": of_stage.wait_p50,
+                    "wait_p95": of_stage.wait_p95,
+                }
+                for stage, of_stage in stats.stages.items()
+            },
+            "out": stats.out,
+            "window": stats.window,
+            "trained": stats.acked - stats.dropped,
+            "dropped": stats.dropped,
+            "quarantined": stats.quarantined,
+            "redelivered": stats.redelivered,
+            "expired": stats.expired,
+            "last_reasons": list(stats.last_reasons),
+        },
+        "workers": [
+            {
+                "name": worker.name,
+                "state": worker.state,
+                "pid": worker.where.get("pid"),
+                "node": worker.where.get("node"),
+                "restarts": worker.restarts,
+                **{k: v for k, v in worker.status.items() if k not in ("worker", "metrics")},
+            }
+            for worker in workers
+        ],
+    }

@@ -1,0 +1,263 @@
+"""The Ray actors: each builds its role from the run's config and runs it in a thread.
+
+They hold no logic of their own. A config travels as JSON; queue and weights are actor handles. The
+heavy imports happen inside, so that a reward worker never loads JAX.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from deploy.config import RunConfig
+from deploy.logs import configure_logging
+from replay.lease_keeper import LeaseKeeper
+from replay.ray_client import RayReplayQueue
+from replay.tickets import TicketSource
+from vision.tasks.registry import build_task
+
+logger = logging.getLogger(__name__)
+
+
+class StuckWorkerExit:
+    """Ends this process; Ray starts it anew."""
+
+    def __init__(self, worker: str):
+        self._worker = worker
+
+    def __call__(self, reason: str) -> None:
+        """A thread that hangs in a reward or a device cannot be ended in another way."""
+        logger.error("%s: %s; this process ends and is replaced", self._worker, reason)
+        logging.shutdown()
+        os._exit(70)
+
+
+class _Process:
+    """What all role processes have in common."""
+
+    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
+        self.config = RunConfig.model_validate_json(config_json)
+        self.worker = worker
+        configure_logging(self.config.directory, worker)
+        self.task = build_task(self.config.task)
+        self.queue = RayReplayQueue(queue, self.config.cluster.reply_seconds)
+        self._store = store
+
+    def describe(self) -> dict[str, Any]:
+        """Where this process is; answers once it is ready to run."""
+        context = ray.get_runtime_context()
+        return {"worker": self.worker, "pid": os.getpid(), "node": context.get_node_id()}
+
+    def weights(self) -> Any:
+        """The weight store's client."""
+        from learner.weight_store import RayWeights
+
+        return RayWeights(self._store, self.config.cluster.reply_seconds)
+
+    def keeper(self, lease_seconds: float, deadline_seconds: float) -> LeaseKeeper:
+        """Renews this worker's leases, and ends the process when it is stuck."""
+        return LeaseKeeper(
+            self.queue, lease_seconds, deadline_seconds, StuckWorkerExit(self.worker)
+        )
+
+
+class SamplerProcess(_Process):
+    """A sampler."""
+
+    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
+        super().__init__(config_json, worker, queue, store)
+        from actors.sampler import Sampler
+
+        config = self.config
+        self._role = Sampler(
+            task=self.task,
+            engine=build_engine(config, self.task),
+            engine_name=config.actors.engine,
+            queue=self.queue,
+            keeper=self.keeper(config.actors.lease_seconds, config.actors.deadline_seconds),
+            load_weights=DeviceWeights(self.weights()).load,
+            ticket=ticket_source(config, self.task).ticket,
+            worker=worker,
+            block=config.actors.groups_per_block,
+            samples_per_group=config.learner.samples_per_group,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Samples until the queue closes."""
+        return self._role.run()
+
+    def stop(self) -> None:
+        """Asks to end after the block at hand."""
+        self._role.stop()
+
+    def status(self) -> dict[str, Any]:
+        """Counters and times."""
+        return self._role.status.to_dict()
+
+
+class RewardProcess(_Process):
+    """A reward worker."""
+
+    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
+        super().__init__(config_json, worker, queue, store)
+        from rewards.combine import build_reward
+        from rewards.worker import RewardWorker
+
+        rewards = self.config.rewards
+        assert rewards is not None
+        self._role = RewardWorker(
+            task=self.task,
+            reward=build_reward(rewards, self.task),
+            queue=self.queue,
+            keeper=self.keeper(rewards.lease_seconds, rewards.deadline_seconds),
+            worker=worker,
+            groups_per_lease=rewards.groups_per_lease,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Scores until the queue closes."""
+        return self._role.run()
+
+    def stop(self) -> None:
+        """Asks to end after the groups at hand."""
+        self._role.stop()
+
+    def status(self) -> dict[str, Any]:
+        """Counters, times and the last failures."""
+        return self._role.status.to_dict()
+
+
+class LearnerProcess(_Process):
+    """The learner."""
+
+    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
+        super().__init__(config_json, worker, queue, store)
+        from learner.stop import StopRequest
+        from learner.tune import Learner
+
+        config = self.config
+        model = config.model.build(self.task)
+        ordered = config.replay.mode == "ordered"
+        self._stop = StopRequest()
+        self._role = Learner(
+            task=self.task,
+            model_config=model,
+            config=config.learner,
+            queue=self.queue,
+            weights=self.weights(),
+            run_directory=config.directory,
+            initial=load_initial(config, model),
+            identity=identity_digest(config),
+            max_staleness=None if ordered else config.replay.max_policy_lag,
+            kept_policies=config.replay.policy_lag if ordered else 0,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the last step."""
+        return self._role.run(self._stop)
+
+    def stop(self) -> None:
+        """Asks to end after the step at hand, with a checkpoint."""
+        self._stop.request()
+
+    def status(self) -> dict[str, Any]:
+        """Step, state and the last metrics."""
+        return self._role.status
+
+
+class EvaluatorProcess(_Process):
+    """Scores published policies on the held-out split."""
+
+    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
+        super().__init__(config_json, worker, queue, store)
+        from actors.evaluator import Evaluator
+
+        self._role = Evaluator(
+            task=self.task,
+            engine=build_engine(self.config, self.task),
+            weights=self.weights(),
+            config=self.config.evaluation,
+            run_directory=self.config.directory,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Evaluates until told to stop."""
+        return self._role.run()
+
+    def stop(self) -> None:
+        """Asks to end after the evaluation at hand."""
+        self._role.stop()
+
+    def status(self) -> dict[str, Any]:
+        """The last evaluations."""
+        return self._role.status
+
+
+class DeviceWeights:
+    """Puts a version on the device once, however many blocks are sampled with it."""
+
+    def __init__(self, weights: Any):
+        self._weights = weights
+        self._host: Any = None
+        self._device: Any = None
+
+    def load(self, version: int | None) -> tuple[int, Any]:
+        """A version and its parameters as device arrays."""
+        import jax
+
+        number, params = self._weights.load(version)
+        if params is not self._host:
+            # On a CPU the device array may be the store's own memory: no copy is made.
+            self._device = jax.device_put(params, may_alias=True)
+            self._host = params
+        return number, self._device
+
+
+def build_engine(config: RunConfig, task: Any, end_token_bias: float = 0.0) -> Any:
+    """The sampling engine of a config."""
+    from actors.jax_engine import JaxEngine
+
+    return JaxEngine(
+        config.model.build(task),
+        task.allowed_tokens(),
+        task.end_token,
+        config.actors.temperature,
+        end_token_bias,
+    )
+
+
+def ticket_source(config: RunConfig, task: Any) -> TicketSource:
+    """Which example and seeds belong to an ordinal."""
+    return TicketSource(
+        run_seed=config.seed,
+        example_ids=task.example_ids("train"),
+        mode=config.replay.mode,
+        lag=config.lag,
+        groups_per_step=config.learner.groups_per_step,
+    )
+
+
+def load_initial(config: RunConfig, model: Any) -> Any:
+    """The parameters that a run starts from: `initial`, or fresh ones of the seed."""
+    from vision.models.checkpoint import load_npz
+    from vision.models.sequence import init_params
+
+    if config.initial is None:
+        return init_params(model, config.seed)
+    return load_npz(resolve_checkpoint(config.initial), model)
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """A checkpoint's path: as given, or relative to the repository."""
+    repository = Path(__file__).resolve().parent.parent
+    return path if path.exists() or path.is_absolute() else repository / path
+
+
+def identity_digest(config: RunConfig) -> str:
+    """Tells whether two configs mean the same numbers."""
+    text = json.dumps(config.identity(), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

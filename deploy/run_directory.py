@@ -1,0 +1,128 @@
+"""A run's directory: one run at a time, one config, and what a command finds there."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.config import RunConfig
+
+CONFIG_FILE = "config.yaml"
+STATUS_FILE = "status.json"
+LOCK_FILE = ".lock"
+
+
+class RunDirectoryError(RuntimeError):
+    """A run directory that cannot be used, and what would help."""
+
+
+@contextmanager
+def open_run_directory(config: RunConfig, overwrite: bool = False) -> Iterator[Path]:
+    """Makes runs/NAME or goes on with it, locked against a second run, its config written.
+
+    Raises:
+      RunDirectoryError: it cannot be written, is in use, or holds a run of other settings.
+    """
+    directory = config.directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise RunDirectoryError(
+            f"run directory {directory}: {error.strerror}; choose another with runs=PATH"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise RunDirectoryError(
+                f"run directory {directory} is in use by process {lock.read().strip() or '?'}; "
+                "wait for it, or give this run another name with name=NAME"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            if overwrite:
+                _remove_contents(directory)
+            _write_config(config, directory)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run directory {directory} cannot be written: {error.strerror}"
+            ) from error
+        yield directory
+
+
+def _remove_contents(directory: Path) -> None:
+    import shutil
+
+    for path in directory.iterdir():
+        if path.name == LOCK_FILE:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write_config(config: RunConfig, directory: Path) -> None:
+    path = directory / CONFIG_FILE
+    if path.exists():
+        before = RunConfig.model_validate(yaml.safe_load(path.read_text()))
+        changed = _differences(before.identity(), config.identity())
+        if changed:
+            raise RunDirectoryError(
+                f"run directory {directory} holds a run of other settings: "
+                + "; ".join(changed[:5])
+                + ". Give this run another name with name=NAME, or start over with --overwrite"
+            )
+    write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            line
+            for name in sorted(before.keys() | now.keys())
+            for line in _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))
+        ]
+    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+def read_run(directory: Path) -> RunConfig:
+    """The config of an existing run.
+
+    Raises:
+      RunDirectoryError: there is no run.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise RunDirectoryError(f"{directory}: no run here (no {CONFIG_FILE})")
+    return RunConfig.model_validate(yaml.safe_load(path.read_text()))
+
+
+def write_status(directory: Path, status: Mapping[str, Any]) -> None:
+    """What the run is doing now, for `rewardtune status`."""
+    write_atomically(directory / STATUS_FILE, json.dumps(status, indent=1, default=str))
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """The last status that a run wrote."""
+    path = directory / STATUS_FILE
+    if not path.is_file():
+        raise RunDirectoryError(f"{directory}: no status here; did a `rewardtune tune` run in it?")
+    status: dict[str, Any] = json.loads(path.read_text())
+    return status
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes beside and renames, so that a reader sees the old or the new whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)

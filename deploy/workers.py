@@ -1,0 +1,184 @@
+"""Worker processes as the controller sees them: started, watched, replaced.
+
+Invariant: a worker has one actor and at most one `run` call. When its process ends, or its leases
+expire while it seems alive, its work is given back, and the same actor is started again by Ray.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+logger = logging.getLogger(__name__)
+
+FAILURES_ALLOWED = 5
+FAILURE_WINDOW_SECONDS = 120.0
+
+
+class WorkerError(RuntimeError):
+    """A worker that cannot be kept running, and why."""
+
+
+@dataclass
+class Worker:
+    """One worker process.
+
+    `started` and `running` are the pending calls `describe` and `run` of its actor; `finished` is
+    what `run` returned.
+    """
+
+    name: str
+    role: str
+    start: Callable[[str], Any]
+    handle: Any = None
+    started: Any = None
+    running: Any = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    finished: dict[str, Any] | None = None
+    restarts: int = 0
+    since: float = 0.0
+    status: Mapping[str, Any] = field(default_factory=dict)
+    status_call: Any = None
+    failures: deque[tuple[float, str]] = field(default_factory=deque)
+
+    @property
+    def state(self) -> str:
+        """pending, running or ended."""
+        if self.finished is not None:
+            return "ended"
+        return "running" if self.running is not None else "pending"
+
+    def begin(self) -> None:
+        """Starts the actor."""
+        name = self.name if not self.restarts else f"{self.name}-{self.restarts}"
+        self.handle = self.start(name)
+        self.started = self.handle.describe.remote()
+        self.since = time.monotonic()
+
+    def check(self, on_death: Callable[["Worker", str], None]) -> None:
+        """Moves on from what has happened since the last check.
+
+        Raises:
+          WorkerError: it failed too often.
+          Exception: what the role's `run` raised, where retrying cannot help (see `_raised`).
+        """
+        if self.finished is not None:
+            return
+        if self.started is not None and _ready(self.started):
+            self._after_start(on_death)
+        elif self.running is not None and _ready(self.running):
+            self._after_run(on_death)
+        self._refresh_status()
+
+    def _after_start(self, on_death: Callable[["Worker", str], None]) -> None:
+        call, self.started = self.started, None
+        try:
+            self.where = ray.get(call, timeout=0)
+        except RayActorError as error:
+            # An actor whose constructor raised is not started again by Ray.
+            ray.kill(self.handle, no_restart=True)
+            self._failed(f"did not start: {error}", on_death)
+            self.begin()
+            return
+        self.running = self.handle.run.remote()
+        logger.info("%s runs as process %s", self.name, self.where["pid"])
+
+    def _after_run(self, on_death: Callable[["Worker", str], None]) -> None:
+        call, self.running = self.running, None
+        try:
+            self.finished = ray.get(call, timeout=0)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if self.role == "learner":
+                raise cause from error
+            self._failed(f"{type(cause).__name__}: {cause}", on_death)
+        except RayActorError as error:
+            self._failed(f"process {self.where.get('pid')} died: {_first_line(error)}", on_death)
+
+    def _failed(self, reason: str, on_death: Callable[["Worker", str], None]) -> None:
+        now = time.monotonic()
+        self.failures.append((now, reason))
+        while self.failures and now - self.failures[0][0] > FAILURE_WINDOW_SECONDS:
+            self.failures.popleft()
+        if len(self.failures) > FAILURES_ALLOWED:
+            raise WorkerError(
+                f"{self.name} failed {len(self.failures)} times within "
+                f"{FAILURE_WINDOW_SECONDS:g} s; the last reason: {reason}"
+            )
+        logger.warning("%s: %s; it is started again", self.name, reason)
+        on_death(self, reason)
+        self.restarts += 1
+        self.where, self.status, self.status_call = {}, {}, None
+        self.started = self.handle.describe.remote()
+        self.since = now
+
+    def _refresh_status(self) -> None:
+        if self.running is None:
+            return
+        if self.status_call is not None and _ready(self.status_call):
+            call, self.status_call = self.status_call, None
+            try:
+                self.status = ray.get(call, timeout=0)
+            except RayError as error:
+                logger.debug("no status of %s: %s", self.name, error)
+        if self.status_call is None:
+            self.status_call = self.handle.status.remote()
+
+    def replace(self, reason: str) -> None:
+        """Ends the process, which may be stopped or stuck; Ray then starts it anew."""
+        logger.warning("%s: %s; its process %s is ended", self.name, reason, self.where.get("pid"))
+        if self.where:
+            kill_process(self.where["node"], self.where["pid"])
+
+    def ask_to_stop(self) -> None:
+        """Asks the role to end after the work at hand."""
+        if self.handle is not None:
+            self.handle.stop.remote()
+
+    def remove(self) -> None:
+        """Ends the actor for good."""
+        if self.handle is not None:
+            ray.kill(self.handle, no_restart=True)
+            if self.where:
+                # Ray asks the process to end; one that is stopped would not hear it.
+                kill_process(self.where["node"], self.where["pid"])
+
+
+def kill_process(node: str, pid: int) -> None:
+    """SIGKILLs a worker process on its node. Ray itself cannot end one that is stopped."""
+    if node == ray.get_runtime_context().get_node_id():
+        _signal_if_ours(pid, signal.SIGKILL)
+        return
+    task = ray.remote(num_cpus=0)(_signal_if_ours).options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+    )
+    try:
+        ray.get(task.remote(pid, signal.SIGKILL), timeout=10)
+    except (GetTimeoutError, RayError) as error:
+        logger.warning("could not end process %d on node %s: %s", pid, node, error)
+
+
+def _signal_if_ours(pid: int, number: int) -> None:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if not file.read().startswith(b"ray::"):
+                return  # the process has ended and its number belongs to another now
+        os.kill(pid, number)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+
+
+def _ready(call: Any) -> bool:
+    return bool(ray.wait([call], timeout=0)[0])
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,69 @@
+"""Scored groups as the arrays of a training step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from learner.objectives import GroupBatch
+from protos.trajectory import Scored, ScoredGroup
+from vision.tasks.task import Task
+
+
+class GroupShapeError(ValueError):
+    """A scored group does not have the shapes of this run."""
+
+
+@dataclass(frozen=True)
+class TrainingGroup:
+    """One ordinal's outcome; `scored` is None for a quarantined group."""
+
+    ordinal: int
+    scored: ScoredGroup | None
+
+
+def group_batch(
+    task: Task, groups: Sequence[TrainingGroup], samples: int, split: str = "train"
+) -> GroupBatch:
+    """Stacks groups, in their order; a quarantined group is a row without scored samples.
+
+    Raises:
+      GroupShapeError: tokens of another number of samples or length than the run's.
+    """
+    height, width = task.image_size
+    shape = (len(groups), samples)
+    batch = GroupBatch(
+        images=np.zeros((len(groups), height, width, 3), np.float32),
+        tokens=np.zeros((*shape, task.max_length), np.int32),
+        behaviour_logprobs=np.zeros((*shape, task.max_length), np.float32),
+        rewards=np.zeros(shape, np.float32),
+        scored=np.zeros(shape, bool),
+        auxiliary={
+            name: np.zeros((*shape, *size), np.float32)
+            for name, size in task.auxiliary_arrays.items()
+        },
+    )
+    for row, group in enumerate(groups):
+        if group.scored is not None:
+            _fill(batch, row, task, group.scored, split)
+    return batch
+
+
+def _fill(batch: GroupBatch, row: int, task: Task, scored: ScoredGroup, split: str) -> None:
+    sampled, ticket = scored.sampled, scored.sampled.ticket
+    if sampled.tokens.shape != batch.tokens[row].shape:
+        raise GroupShapeError(
+            f"ordinal {ticket.ordinal}: tokens {list(sampled.tokens.shape)} (samples, length), "
+            f"this run trains {list(batch.tokens[row].shape)}"
+        )
+    batch.images[row] = task.load(split, ticket.example_id, ticket.augmentation_seed).image
+    batch.tokens[row] = sampled.tokens
+    batch.behaviour_logprobs[row] = sampled.logprobs
+    for sample, outcome in enumerate(scored.outcomes):
+        if not isinstance(outcome, Scored):
+            continue
+        batch.scored[row, sample] = True
+        batch.rewards[row, sample] = outcome.reward
+        for name, array in batch.auxiliary.items():
+            if name in outcome.auxiliary:
+                array[row, sample] = outcome.auxiliary[name]

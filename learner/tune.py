@@ -1,0 +1,255 @@
+"""Reward tuning: the learner's loop (Pinto et al. 2023, Algorithm 2).
+
+Each step collects G scored groups, trains on them, publishes the policy and acks the groups, in
+this order: a group that is acked has been trained, and the policy that its ack makes room for is
+there to be sampled with.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from learner.checkpoints import CheckpointError, Checkpoints
+from learner.config import TuneConfig
+from learner.group_batches import TrainingGroup, group_batch
+from learner.metrics import MetricsWriter
+from learner.objectives import TokenRules, make_reinforce_loss
+from learner.optimizer import make_optimizer, make_schedule
+from learner.pretrain import CHECKPOINTS_DIRECTORY, model_apply
+from learner.stop import StopRequest
+from learner.train_state import (
+    TrainState,
+    check_finite,
+    create_train_state,
+    make_mesh,
+    make_train_step,
+)
+from protos.trajectory import ScoredGroup
+from replay.queue import Frontier, ReplayQueue, Stage
+from vision.models.checkpoint import save_npz
+from vision.models.config import ModelConfig
+from vision.tasks.task import Task
+
+WORKER = "learner"
+FINAL_FILE = "final.npz"
+
+
+class WeightPublisher(Protocol):
+    """Where policies go."""
+
+    def publish(self, version: int, params: Mapping[str, Any], dtype: str, last: bool) -> None:
+        """Takes a policy over; returns when it can be read."""
+        ...
+
+
+class Learner:
+    """Trains a policy from the groups that a queue brings."""
+
+    def __init__(
+        self,
+        task: Task,
+        model_config: ModelConfig,
+        config: TuneConfig,
+        queue: ReplayQueue,
+        weights: WeightPublisher,
+        run_directory: Path,
+        initial: Mapping[str, Any],
+        identity: str,
+        max_staleness: int | None,
+        kept_policies: int,
+    ):
+        """Prepares the loop; `run` starts it.
+
+        Args:
+          initial: the parameters that tuning starts from.
+          identity: digest of all settings that the numbers depend on; a checkpoint of another
+            identity is refused.
+          max_staleness: groups of an older policy are dropped (async mode); None: never.
+          kept_policies: published policies before the newest that a resumed run must publish
+            again, because its samples are made with them (ordered mode: policy_lag).
+        """
+        self._task, self._config, self._queue, self._weights = task, config, queue, weights
+        self._run_directory, self._identity = run_directory, identity
+        self._max_staleness, self._kept_policies = max_staleness, kept_policies
+        self._initial = initial
+        self._optimizer = make_optimizer(config.optimizer, config.steps, initial)
+        self._schedule = make_schedule(config.optimizer, config.steps)
+        self._train_step = make_train_step(
+            make_reinforce_loss(model_apply(model_config), TokenRules.of(task), config.reinforce),
+            self._optimizer,
+            make_mesh(config.devices),
+            config.microbatches,
+        )
+        self._dropped = 0
+        self.status: dict[str, Any] = {"step": 0, "steps": config.steps, "state": "starting"}
+
+    def run(self, stop: StopRequest) -> dict[str, Any]:
+        """Trains to the last step, or until asked to stop; returns the final status.
+
+        Raises:
+          NonFiniteError: NaN or inf in loss or gradients, with the batch's ordinals.
+          CheckpointError: the run directory cannot be written, or holds another run.
+        """
+        directory = self._run_directory / CHECKPOINTS_DIRECTORY
+        with Checkpoints(directory, keep=self._config.keep_checkpoints) as checkpoints:
+            state, policies, frontier = self._resume(checkpoints)
+            first = int(state.step)
+            if not checkpoints.steps():
+                # The metrics file of a run without a checkpoint would look like another run's.
+                self._save(checkpoints, state, policies, frontier)
+                checkpoints.wait()
+            with MetricsWriter(self._run_directory, first) as metrics:
+                for version, params in policies:
+                    self._weights.publish(version, params, self._config.weights_dtype, False)
+                self._queue.restart(frontier)
+                self._loop(state, policies, checkpoints, metrics, stop)
+        return self.status
+
+    def _loop(
+        self,
+        state: TrainState,
+        policies: deque[tuple[int, Any]],
+        checkpoints: Checkpoints,
+        metrics: MetricsWriter,
+        stop: StopRequest,
+    ) -> None:
+        config, done = self._config, int(state.step)
+        frozen = self._initial if config.reinforce.kl_weight else None
+        while done < config.steps and not stop.requested:
+            self.status |= {"state": "waiting", "step": done}
+            began = time.monotonic()
+            groups = self._collect(done, stop)
+            if groups is None:
+                break
+            collected = time.monotonic()
+            self.status["state"] = "training"
+            batch = group_batch(self._task, groups, config.samples_per_group)
+            state, values = self._train_step(state, batch, frozen)
+            fetched = {name: float(value) for name, value in values.items()}
+            check_finite(fetched, done, [group.ordinal for group in groups])
+            done += 1
+            trained = time.monotonic()
+            last = done == config.steps
+            if last or done % config.publish_every == 0:
+                self._publish(done, state.params, policies, last)
+            self._queue.ack([group.ordinal for group in groups])
+            rate = config.optimizer.learning_rate * float(self._schedule(done - 1))
+            fetched |= self._staleness(done - 1, groups)
+            fetched |= {
+                "optimizer/learning_rate": rate,
+                "seconds/waiting": collected - began,
+                "seconds/training": trained - collected,
+                "seconds/publishing": time.monotonic() - trained,
+                "groups/stale_dropped": float(self._dropped),
+            }
+            metrics.write(done, fetched)
+            self.status |= {"step": done, "metrics": fetched}
+            if last or done % config.checkpoint_every == 0 or stop.requested:
+                self._save(checkpoints, state, policies, self._queue.frontier())
+        if done not in checkpoints.steps():
+            self._save(checkpoints, state, policies, self._queue.frontier())
+        checkpoints.wait()
+        if done == config.steps:
+            save_npz(self._run_directory / FINAL_FILE, jax.device_get(state.params))
+        self.status |= {"state": "finished" if done == config.steps else "stopped", "step": done}
+
+    def _collect(self, step: int, stop: StopRequest) -> list[TrainingGroup] | None:
+        """The next G groups by ordinal; None when asked to stop."""
+        wanted = self._config.groups_per_step
+        groups: list[TrainingGroup] = []
+        while len(groups) < wanted:
+            if stop.requested:
+                return None
+            leases = self._queue.lease(
+                Stage.TO_TRAIN, wanted - len(groups), None, WORKER, wait=0.5
+            )
+            stale = []
+            for lease in leases:
+                scored = None if lease.payload is None else ScoredGroup.from_bytes(lease.payload)
+                if scored is not None and self._is_stale(step, scored):
+                    stale.append(lease.ordinal)
+                else:
+                    groups.append(TrainingGroup(lease.ordinal, scored))
+            if stale:
+                self._dropped += len(stale)
+                self._queue.ack([], dropped=stale)
+        return sorted(groups, key=lambda group: group.ordinal)
+
+    def _is_stale(self, step: int, scored: ScoredGroup) -> bool:
+        if self._max_staleness is None:
+            return False
+        return step - scored.sampled.policy_version > self._max_staleness
+
+    @staticmethod
+    def _staleness(step: int, groups: list[TrainingGroup]) -> dict[str, float]:
+        ages = [step - g.scored.sampled.policy_version for g in groups if g.scored is not None]
+        quarantined = sum(g.scored is None for g in groups)
+        ages = ages or [0]
+        return {
+            "staleness/mean": float(np.mean(ages)),
+            "staleness/max": float(max(ages)),
+            "groups/quarantined": float(quarantined),
+        }
+
+    def _publish(self, version: int, params: Any, policies: deque[tuple[int, Any]], last: bool) -> None:
+        host = jax.device_get(params)
+        policies.append((version, host))
+        self._weights.publish(version, host, self._config.weights_dtype, last)
+
+    def _resume(
+        self, checkpoints: Checkpoints
+    ) -> tuple[TrainState, deque[tuple[int, Any]], Frontier]:
+        """The state to go on from, the policies to publish, and what the queue has had trained."""
+        state = create_train_state(self._initial, self._optimizer)
+        policies: deque[tuple[int, Any]] = deque(maxlen=self._kept_policies + 1)
+        if checkpoints.latest_step() is None:
+            policies.append((0, jax.device_get(state.params)))
+            return state, policies, Frontier()
+        like = self._with_policies(state, [state.params] * self._kept_policies)
+        saved, extra = checkpoints.restore(like)
+        if extra["identity"] != self._identity:
+            raise CheckpointError(
+                f"{self._run_directory} holds a run of other settings at step {int(saved.step)}: "
+                "choose another name, or go back to its settings (runs/NAME/config.yaml)"
+            )
+        step = int(saved.step)
+        state = saved._replace(optimizer_state=saved.optimizer_state["optimizer"])
+        before = saved.optimizer_state["previous_policies"]
+        for age, name in zip(range(self._kept_policies, 0, -1), sorted(before), strict=True):
+            if step - age >= 0:
+                policies.append((step - age, jax.device_get(before[name])))
+        policies.append((step, jax.device_get(state.params)))
+        return state, policies, Frontier.from_json(extra["frontier"])
+
+    def _save(
+        self,
+        checkpoints: Checkpoints,
+        state: TrainState,
+        policies: deque[tuple[int, Any]],
+        frontier: Frontier,
+    ) -> None:
+        kept = self._kept_policies
+        previous = [params for version, params in policies if version < int(state.step)]
+        # Filled up at the start of a run, so that every checkpoint has one shape.
+        previous = ([self._initial] * kept + previous)[len(previous) :] if kept else []
+        checkpoints.save(
+            self._with_policies(state, previous),
+            {"identity": self._identity, "frontier": frontier.to_json()},
+        )
+
+    def _with_policies(self, state: TrainState, previous: list[Any]) -> TrainState:
+        """The state as it is saved: with the policies that samples in flight were made with."""
+        named = {
+            f"{index:04d}": jax.tree.map(np.asarray, params)
+            for index, params in enumerate(previous)
+        }
+        return state._replace(
+            optimizer_state={"optimizer": state.optimizer_state, "previous_policies": named}
+        )
+
+
