@@ -73,7 +73,12 @@ class Checkpoints:
                 # Needed for best_step(); the policy above says what stays.
                 best_fn=None if best_metric is None else lambda metrics: metrics[best_metric],
             ),
-            item_names=(PARAMS, OPTIMIZER_STATE, EXTRA),
+            # Named here, so that a newly opened manager can tell an old checkpoint's shapes.
+            item_handlers={
+                PARAMS: ocp.StandardCheckpointHandler(),
+                OPTIMIZER_STATE: ocp.StandardCheckpointHandler(),
+                EXTRA: ocp.JsonCheckpointHandler(),
+            },
         )
 
     def save(
