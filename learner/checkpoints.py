@@ -197,13 +197,15 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"checkpoint {self._directory / str(step)} cannot be read ({error});"
-                f" it may be damaged: delete it to go on from another of {self.steps()}"
-            ) from error
+            raise self._damaged(step, error) from error
 
     def _check_fit(self, step: int, item: str, like: Any) -> None:
-        metadata = self._manager.item_metadata(step)[item]
+        try:
+            metadata = self._manager.item_metadata(step)[item]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(step, error) from error
+        if metadata is None:
+            raise self._damaged(step, ValueError(f"it has no {item}"))
         saved = {
             path: tuple(leaf.shape)
             for path, leaf in parameter_paths(getattr(metadata, "tree", metadata)).items()
@@ -231,12 +233,18 @@ class Checkpoints:
                 f" and {free / 1e6:.1f} MB are free; make room, then resume"
             )
 
+    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {self._directory / str(step)} cannot be read; delete it to go on from"
+            f" another of {self.steps()}. The cause: {_first_words(error)}"
+        )
+
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
         free = shutil.disk_usage(self._directory).free
         which = "the last checkpoint" if step is None else f"checkpoint {step}"
         return CheckpointError(
-            f"{which} was not written to {self._directory} ({free / 1e6:.1f} MB free): {error};"
-            f" earlier ones are whole: {self.steps()}"
+            f"{which} was not written to {self._directory} ({free / 1e6:.1f} MB free);"
+            f" earlier ones are whole: {self.steps()}. The cause: {_first_words(error)}"
         )
 
     def __enter__(self) -> Self:
@@ -258,3 +266,8 @@ def _shapes(tree: Any) -> Any:
         ),
         tree,
     )
+
+
+def _first_words(error: Exception) -> str:
+    """Without the pages of settings that tensorstore adds."""
+    return str(error).split(" [tensorstore_spec", 1)[0]
