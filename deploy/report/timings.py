@@ -1,0 +1,74 @@
+"""Where each process of a run spent its time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.report.records import RunRecords
+
+SECONDS_PREFIX = "seconds/"
+# Pretraining writes means of a step since the line before, not the seconds of one step.
+STEP, STEP_WAITING = "seconds/step", "seconds/waiting_for_data"
+
+
+@dataclass(frozen=True)
+class ProcessTime:
+    """Seconds of one process by what it did."""
+
+    process: str
+    seconds: Mapping[str, float]
+    restarts: int = 0
+
+
+def process_times(records: RunRecords) -> list[ProcessTime]:
+    """The learner from its metrics, workers from the last status, the evaluator from its lines."""
+    times = []
+    restarts = {
+        str(worker.get("name")): int(worker.get("restarts") or 0)
+        for worker in records.status.get("workers", ())
+    }
+    if learner := learner_seconds(records.metrics):
+        times.append(ProcessTime("learner", learner, restarts.get("learner", 0)))
+    for worker in records.status.get("workers", ()):
+        if seconds := _worker_seconds(worker):
+            name = str(worker["name"])
+            times.append(ProcessTime(name, seconds, restarts[name]))
+    evaluating = sum(float(line.get("seconds", 0)) for line in records.evaluations)
+    if evaluating:
+        times.append(
+            ProcessTime("evaluator", {"evaluating": evaluating}, restarts.get("evaluator", 0))
+        )
+    return times
+
+
+def learner_seconds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Totals of the learner's seconds/*."""
+    total: dict[str, float] = {}
+    before = 0
+    for line in metrics:
+        step = int(line["step"])
+        if STEP in line:
+            steps, waiting = step - before, float(line.get(STEP_WAITING, 0.0))
+            parts = {"training": steps * (float(line[STEP]) - waiting), "waiting": steps * waiting}
+        else:
+            parts = {
+                name.removeprefix(SECONDS_PREFIX).replace("_", " "): float(value)
+                for name, value in line.items()
+                if name.startswith(SECONDS_PREFIX)
+            }
+        for name, seconds in parts.items():
+            total[name] = total.get(name, 0.0) + seconds
+        before = step
+    return total
+
+
+def _worker_seconds(worker: Mapping[str, Any]) -> dict[str, float]:
+    if "working" not in worker:
+        return {}
+    loading = float(worker.get("loading_weights", 0.0))
+    seconds = {
+        "working": float(worker["working"]) - loading,  # loading is part of it
+        "loading weights": loading,
+        "waiting": float(worker.get("waiting", 0.0)),
+    }
+    return {name: value for name, value in seconds.items() if value > 0}
