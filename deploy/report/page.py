@@ -22,6 +22,7 @@ FIRST_CURVES = (
     "importance/clipped_share",
     "policy/drift",
 )
+PICTURES_SHOWN = 6  # the others are folded
 TRAINED_ON = ("reward/mean", "loss/total")
 
 
@@ -41,7 +42,8 @@ def page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(report.run)}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>RewardTune report · {escape(report.run)} · {escape(report.task)}</h1>\n"
-        f'<p class="verdict">{verdict(report)}</p>\n{_missing(report.missing)}</header>\n'
+        f'<p class="verdict">{verdict(report)}</p>\n{_second_line(report)}'
+        f"{_missing(report.missing)}</header>\n"
         f"<main>\n{''.join(sections)}</main>\n{_footer(report)}</body>\n</html>\n"
     )
 
@@ -62,6 +64,16 @@ def verdict(report: Report) -> str:
     if after is None:
         return f"{where}: {start} before; no “after” yet"
     return f'{where}: {start} → <span class="to">{shown(after)}</span>'
+
+
+def _second_line(report: Report) -> str:
+    before, after = report.policy("before"), report.policy("after")
+    if before is None or after is None:
+        return ""
+    parts = [] if after.step is None else [f"{after.step:,} steps"]
+    if before.reward is not None and after.reward is not None:
+        parts.append(f"mean reward {before.reward:.3f} → {after.reward:.3f}")
+    return f'<p class="muted">{" · ".join([*parts, "greedy decoding"])}</p>\n'
 
 
 def _missing(sentences: Sequence[str]) -> str:
@@ -104,9 +116,9 @@ def _curves(report: Report) -> str:
     what = "loss" if trained.name.startswith("loss/") else "reward"
     text = (
         f"<p>The {what} that training sees, and {escape(report.headline)} on held-out images "
-        "that it does not see. Faint: single lines of metrics.jsonl; strong: running mean.</p>\n"
+        "that it does not see. Faint: single steps; strong: running mean.</p>\n"
         if held_out is not None
-        else f"<p>The {what} that training sees. Faint: single lines; strong: running mean.</p>\n"
+        else f"<p>The {what} that training sees. Faint: single steps; strong: running mean.</p>\n"
     )
     svg = plots.reward_and_metric(trained, held_out, report.held_out_split, percent)
     title = f"{what.capitalize()} and metric" if held_out is not None else what.capitalize()
@@ -121,7 +133,12 @@ def _pictures(rows: Sequence[PictureRow], report: Report) -> str:
         f"{escape(report.split)} split, in its order; chosen by position alone, whatever the "
         "predictions look like. Greedy decoding.</p>\n"
     )
-    return _section("Pictures", text + f'<div class="rows">{"".join(map(_row, rows))}</div>\n')
+    shown, folded = rows[:PICTURES_SHOWN], rows[PICTURES_SHOWN:]
+    body = text + "".join(map(_row, shown))
+    if folded:
+        more = "".join(map(_row, folded))
+        body += f"<details><summary>{len(folded)} more</summary>\n{more}</details>\n"
+    return _section("Pictures", body)
 
 
 def _row(row: PictureRow) -> str:

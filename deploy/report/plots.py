@@ -61,14 +61,12 @@ def _over_steps(curve: Curve | None, before: str = "") -> str:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Centred means; shorter windows at both ends, so that nothing is invented there."""
+    """Centred means, over what there is of the window at both ends."""
     half = min(SMOOTHED_STEPS, len(values) // 10) // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    means: list[float] = (
-        (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
-    ).tolist()
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    means: list[float] = ((sums[last] - sums[first]) / (last - first)).tolist()
     return means
 
 
@@ -165,7 +163,7 @@ def time_bars(timings: Sequence[ProcessTime]) -> str:
         axes.invert_yaxis()
         axes.set_xlabel(unit)
         axes.tick_params(axis="y", length=0, labelcolor=MUTED)
-        figure.legend(loc="outside upper left", ncols=min(5, len(kinds)))
+        figure.legend(loc="outside upper left", ncols=min(6, len(kinds)))
         return inline_svg(figure, "times", "; ".join(_spoken(time) for time in timings))
 
 

@@ -128,7 +128,7 @@ def find_policies(records: RunRecords, headline: str) -> tuple[list[PolicySource
 
     `before` is always there. `after` is the final policy, or of a run that has not ended the one
     of its newest checkpoint. `best` is the best by `headline` on the held-out split, left out
-    when it is the final one.
+    when it is `after`.
     """
     config, directory = records.config, records.directory
     initial = f"random, of seed {config.seed}" if config.initial is None else str(config.initial)
@@ -153,7 +153,8 @@ def find_policies(records: RunRecords, headline: str) -> tuple[list[PolicySource
     if (directory / BEST_FILE).exists():
         step = None if best is None else int(best["step"])
         if step is None or step != after_step:
-            policies.append(PolicySource("best", "best held out", BEST_FILE, step))
+            split = "the run" if best is None else str(best["split"])
+            policies.append(PolicySource("best", f"best on {split}", BEST_FILE, step))
     return policies, missing
 
 

@@ -24,8 +24,8 @@ body {
 main, header, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 2.5rem; }
 h1 { font-size: 1rem; font-weight: 600; color: var(--muted); margin: 0; }
-.verdict { font-size: clamp(1.6rem, 4.5vw, 2.5rem); line-height: 1.2; font-weight: 700;
-  letter-spacing: -0.01em; margin: 0.3rem 0 0.5rem; text-wrap: balance; }
+.verdict { max-width: none; font-size: clamp(1.6rem, 4.5vw, 2.5rem); line-height: 1.2;
+  font-weight: 700; letter-spacing: -0.01em; margin: 0.3rem 0 0.5rem; text-wrap: balance; }
 .verdict .from { color: var(--before); } .verdict .to { color: var(--after); }
 h2 { font-size: 1.3rem; margin: 2.75rem 0 0.4rem; }
 p { margin: 0.4rem 0 0.9rem; max-width: 46rem; }
@@ -34,7 +34,7 @@ p { margin: 0.4rem 0 0.9rem; max-width: 46rem; }
   margin: 1.2rem 0; } .notice ul { margin: 0.3rem 0 0; padding-left: 1.2rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 0.9rem; margin: 0.8rem 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; width: fit-content; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); font-size: 0.9rem; padding-bottom: 0.5rem; }
 th, td { padding: 0.34rem 1.1rem 0.34rem 0; text-align: right; white-space: nowrap; }
@@ -46,18 +46,16 @@ tr.headline > * { font-weight: 700; }
 .up { color: var(--good); } .down { color: var(--bad); }
 figure { margin: 0; } svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
-.wide { max-width: 52rem; }
+.wide { max-width: 52rem; overflow-x: auto; } .wide svg { min-width: 36rem; }
 .grid { display: grid; gap: 0.8rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 .grid > .card { margin: 0; max-width: 24rem; }
-.rows { display: grid; gap: 0.9rem; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); }
-.rows > .card { margin: 0; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(0, 1fr)); gap: 0.5rem; }
+.row { display: grid; grid-template-columns: repeat(3, minmax(0, 21rem)); gap: 0.6rem; }
 .row img { width: 100%; height: auto; display: block; border-radius: 5px; }
 .row figcaption { line-height: 1.35; margin-top: 0.25rem; font-size: 0.82rem; }
 .row-name { margin: 0 0 0.4rem; font-size: 0.82rem; }
 summary { cursor: pointer; font-weight: 600; padding: 0.2rem 0; }
 pre { overflow-x: auto; font: 0.85rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 footer { margin: 3rem auto 2rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-@media (max-width: 30rem) { .rows { grid-template-columns: 1fr; } }
+@media (max-width: 44rem) { .grid > .card { max-width: none; } }
 @media print { .card { break-inside: avoid; } }
 """

@@ -55,7 +55,7 @@ def before_after_table(report: Report) -> str:
         f"{report.examples:,} images of the {escape(report.split)} split, greedy decoding. "
         "Differences of per cents are points."
     )
-    unscored = [f"{p.label} {p.unscored}" for p in report.policies if p.unscored]
+    unscored = [f"{escape(p.label)} {p.unscored}" for p in report.policies if p.unscored]
     if unscored:
         caption += f" Not scored by the reward, and left out of its mean: {', '.join(unscored)}."
     return table(caption, head, rows)
