@@ -8,6 +8,7 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -37,15 +38,13 @@ class TrainingExamples:
                 f"batch_size {batch_size} is more than the {len(self._ids)} training examples;"
                 f" use {len(self._ids)} at most"
             )
-        self._epoch, self._order = -1, np.arange(0)
+        # Two epochs are kept: the loading thread may be in the next one already.
+        self._order = lru_cache(maxsize=2)(self._permutation)
 
     def example_id(self, ordinal: int) -> str:
         """The id of the ordinal-th example of the run."""
         epoch, position = divmod(ordinal, len(self._ids))
-        if epoch != self._epoch:
-            random = np.random.default_rng(derived_seed(self._seed, "epoch", epoch))
-            self._epoch, self._order = epoch, random.permutation(len(self._ids))
-        return self._ids[int(self._order[position])]
+        return self._ids[int(self._order(epoch)[position])]
 
     def batch_ids(self, step: int) -> list[str]:
         """The example ids of a step (from 0)."""
@@ -74,6 +73,10 @@ class TrainingExamples:
                 [self._task.target_tokens(example, seed) for example, seed in loaded]
             ).astype(np.int32),
         )
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        random = np.random.default_rng(derived_seed(self._seed, "epoch", epoch))
+        return random.permutation(len(self._ids))
 
     def _ordinals(self, step: int) -> range:
         return range(step * self._batch_size, (step + 1) * self._batch_size)
