@@ -44,9 +44,13 @@ class Request:
 def connect(config: ClusterConfig, job_name: str) -> bool:
     """Joins a cluster or starts one on this machine; returns whether it was started here.
 
+    A program that has called `ray.init` itself keeps its own cluster.
+
     Raises:
       PlacementError: the address does not answer.
     """
+    if ray.is_initialized():
+        return False
     address = config.address or os.environ.get("RAY_ADDRESS")
     environment = {"env_vars": {"PYTHONPATH": _python_path()}}
     if address is None:

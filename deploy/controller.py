@@ -93,13 +93,13 @@ class Controller:
         config = self._config
         queue = (
             ray.remote(MemoryReplayQueue)
-            .options(**_service_options("queue"))
+            .options(**self._service_options(processes.QUEUE))
             .remote(config.queue_config(), processes.ticket_source(config, self._task))
         )
         versions = config.lag + 1 if config.replay.mode == "ordered" else 1
         store = (
             ray.remote(WeightStore)
-            .options(**_service_options("weights"))
+            .options(**self._service_options(processes.WEIGHTS))
             .remote(versions + SPARE_VERSIONS, config.evaluation.every)
         )
         try:
@@ -110,12 +110,17 @@ class Controller:
             for handle in (queue, store):
                 ray.kill(handle)
 
+    def _service_options(self, name: str) -> dict[str, Any]:
+        options = actor_options(SERVICE, processes.actor_name(self._config, name))
+        # Their state dies with them: a fresh one would answer wrongly instead of not at all.
+        return options | {"max_restarts": 0, "max_concurrency": 1000}
+
     def _tune(self, queue_handle: Any, store_handle: Any, stop: StopRequest) -> dict[str, Any]:
         queue = RayReplayQueue(queue_handle, self._config.cluster.reply_seconds)
         weights = RayWeights(store_handle, self._config.cluster.reply_seconds)
         for request in self._requests():
             for index in range(request.count):
-                self._add_worker(request, index, queue_handle, store_handle)
+                self._add_worker(request, index)
         learner = self._workers[0]
         others = self._workers[1:]
         learner.begin()
@@ -142,20 +147,21 @@ class Controller:
         self._stop_workers(queue)
         return learner.finished
 
-    def _add_worker(self, request: Request, index: int, queue: Any, store: Any) -> None:
+    def _add_worker(self, request: Request, index: int) -> None:
         role_class = {
             "learner": processes.LearnerProcess,
             "sampler": processes.SamplerProcess,
             "reward": processes.RewardProcess,
             "evaluator": processes.EvaluatorProcess,
         }[request.role]
-        name = request.role if request.count == 1 and index == 0 else f"{request.role}-{index}"
+        name = request.role if request.count == 1 else f"{request.role}-{index}"
         config_json = self._config.model_dump_json()
 
-        def start(actor_name: str) -> Any:
+        def start(worker: str) -> Any:
+            actor_name = processes.actor_name(self._config, worker)
             options = actor_options(request.resources, actor_name)
             actor_class: Any = ray.remote(role_class)
-            return actor_class.options(**options).remote(config_json, name, queue, store)
+            return actor_class.options(**options).remote(config_json, name)
 
         self._workers.append(Worker(name, request.role, start))
 
@@ -229,12 +235,6 @@ class Controller:
             logger.info("workers are ended without waiting any longer: %s", error)
 
 
-def _service_options(name: str) -> dict[str, Any]:
-    options = actor_options(SERVICE, name)
-    # Their state dies with them: a fresh one would answer wrongly instead of not at all.
-    return options | {"max_restarts": 0, "max_concurrency": 1000}
-
-
 def run_status(config: RunConfig, workers: list[Worker], stats: Stats) -> dict[str, Any]:
     """What `rewardtune status` shows."""
     learner = workers[0]
@@ -272,7 +272,7 @@ def run_status(config: RunConfig, workers: list[Worker], stats: Stats) -> dict[s
                 "pid": worker.where.get("pid"),
                 "node": worker.where.get("node"),
                 "restarts": worker.restarts,
-                **{k: v for k, v in worker.status.items() if k not in ("worker", "metrics")},
+                **{k: v for k, v in worker.status.items() if k not in ("worker", "state", "metrics")},
             }
             for worker in workers
         ],

@@ -23,6 +23,14 @@ from vision.tasks.registry import build_task
 logger = logging.getLogger(__name__)
 
 
+QUEUE, WEIGHTS = "queue", "weights"
+
+
+def actor_name(config: RunConfig, worker: str) -> str:
+    """The name of a run's actor in Ray."""
+    return f"{config.name}/{worker}"
+
+
 class StuckWorkerExit:
     """Ends this process; Ray starts it anew."""
 
@@ -39,13 +47,14 @@ class StuckWorkerExit:
 class _Process:
     """What all role processes have in common."""
 
-    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
+    def __init__(self, config_json: str, worker: str):
         self.config = RunConfig.model_validate_json(config_json)
         self.worker = worker
         configure_logging(self.config.directory, worker)
         self.task = build_task(self.config.task)
+        # By name: an actor that Ray may restart must not hold references to what could be gone.
+        queue = ray.get_actor(actor_name(self.config, QUEUE))
         self.queue = RayReplayQueue(queue, self.config.cluster.reply_seconds)
-        self._store = store
 
     def describe(self) -> dict[str, Any]:
         """Where this process is; answers once it is ready to run."""
@@ -56,7 +65,8 @@ class _Process:
         """The weight store's client."""
         from learner.weight_store import RayWeights
 
-        return RayWeights(self._store, self.config.cluster.reply_seconds)
+        store = ray.get_actor(actor_name(self.config, WEIGHTS))
+        return RayWeights(store, self.config.cluster.reply_seconds)
 
     def keeper(self, lease_seconds: float, deadline_seconds: float) -> LeaseKeeper:
         """Renews this worker's leases, and ends the process when it is stuck."""
@@ -68,8 +78,8 @@ class _Process:
 class SamplerProcess(_Process):
     """A sampler."""
 
-    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
-        super().__init__(config_json, worker, queue, store)
+    def __init__(self, config_json: str, worker: str):
+        super().__init__(config_json, worker)
         from actors.sampler import Sampler
 
         config = self.config
@@ -102,8 +112,8 @@ class SamplerProcess(_Process):
 class RewardProcess(_Process):
     """A reward worker."""
 
-    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
-        super().__init__(config_json, worker, queue, store)
+    def __init__(self, config_json: str, worker: str):
+        super().__init__(config_json, worker)
         from rewards.combine import build_reward
         from rewards.worker import RewardWorker
 
@@ -134,8 +144,8 @@ class RewardProcess(_Process):
 class LearnerProcess(_Process):
     """The learner."""
 
-    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
-        super().__init__(config_json, worker, queue, store)
+    def __init__(self, config_json: str, worker: str):
+        super().__init__(config_json, worker)
         from learner.stop import StopRequest
         from learner.tune import Learner
 
@@ -172,8 +182,8 @@ class LearnerProcess(_Process):
 class EvaluatorProcess(_Process):
     """Scores published policies on the held-out split."""
 
-    def __init__(self, config_json: str, worker: str, queue: Any, store: Any):
-        super().__init__(config_json, worker, queue, store)
+    def __init__(self, config_json: str, worker: str):
+        super().__init__(config_json, worker)
         from actors.evaluator import Evaluator
 
         self._role = Evaluator(

@@ -165,9 +165,7 @@ class Learner:
         while len(groups) < wanted:
             if stop.requested:
                 return None
-            leases = self._queue.lease(
-                Stage.TO_TRAIN, wanted - len(groups), None, WORKER, wait=0.5
-            )
+            leases = self._queue.lease(Stage.TO_TRAIN, wanted - len(groups), None, WORKER, wait=0.5)
             stale = []
             for lease in leases:
                 scored = None if lease.payload is None else ScoredGroup.from_bytes(lease.payload)
@@ -196,7 +194,9 @@ class Learner:
             "groups/quarantined": float(quarantined),
         }
 
-    def _publish(self, version: int, params: Any, policies: deque[tuple[int, Any]], last: bool) -> None:
+    def _publish(
+        self, version: int, params: Any, policies: deque[tuple[int, Any]], last: bool
+    ) -> None:
         host = jax.device_get(params)
         policies.append((version, host))
         self._weights.publish(version, host, self._config.weights_dtype, last)
@@ -251,5 +251,3 @@ class Learner:
         return state._replace(
             optimizer_state={"optimizer": state.optimizer_state, "previous_policies": named}
         )
-
-

@@ -1,0 +1,83 @@
+"""Rewards of a user's own, for tests: one that works, and some that do not."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protos.trajectory import InfrastructureError, Outcome, Scored
+from vision.tasks.detection import Detections
+from vision.tasks.task import Example, Task
+
+
+class SmoothReward:
+    """Prefers boxes in the upper left: an untrained model gets spread of rewards from it."""
+
+    provides = ("match_iou",)
+
+    def __init__(self, task: Task):
+        self._boxes = task.auxiliary_arrays["match_iou"]
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+        return [self._scored(prediction) for prediction in predictions]
+
+    def _scored(self, prediction: Detections) -> Scored:
+        boxes = prediction.boxes
+        reward = -float(boxes.mean()) / 192 if len(boxes) else 0.0
+        return Scored(reward, {"match_iou": np.zeros(self._boxes, np.float32)})
+
+
+class FaultyReward(SmoothReward):
+    """Works, except on chosen examples, where it does as `fault` says.
+
+    `marks` is a directory in which it notes each time that it fell ill, so that `once` faults can
+    be told from lasting ones.
+    """
+
+    def __init__(self, task: Task, fault: str, every: int = 8, marks: str = "", once: bool = False):
+        super().__init__(task)
+        self._fault, self._every, self._once = fault, every, once
+        self._marks = Path(marks) if marks else None
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+        outcomes = super().score(examples, predictions)
+        number = int("".join(c for c in examples[0].example_id if c.isdigit()))
+        if number % self._every or not self._falls_ill(number):
+            return outcomes
+        return self._ill(outcomes)
+
+    def _falls_ill(self, number: int) -> bool:
+        if self._marks is None:
+            return True
+        mark = self._marks / str(number)
+        if self._once and mark.exists():
+            return False
+        mark.touch()
+        return True
+
+    def _ill(self, outcomes: list[Outcome]) -> list[Outcome]:
+        if self._fault == "raises":
+            raise ValueError("this example is cursed")
+        if self._fault == "infrastructure":
+            raise InfrastructureError("the scoring service did not answer")
+        if self._fault == "hangs":
+            time.sleep(3600)
+        if self._fault == "nan":
+            return [Scored(float("nan"), outcomes[0].auxiliary), *outcomes[1:]]
+        if self._fault == "wrong length":
+            return outcomes[:-1]
+        raise AssertionError(self._fault)
+
+
+class SlowReward(SmoothReward):
+    """Takes its time, so that something can be done to its worker meanwhile."""
+
+    def __init__(self, task: Task, seconds: float):
+        super().__init__(task)
+        self._seconds = seconds
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+        time.sleep(self._seconds)
+        return super().score(examples, predictions)

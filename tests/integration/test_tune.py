@@ -1,0 +1,108 @@
+"""Reward tuning on a real Ray: the same numbers whoever does the work, and what became of it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner.metrics import read_metrics
+from learner.stop import StopRequest
+from tests.integration.conftest import STEPS, Run, wait_until_gone
+
+Tune = Callable[..., Run]
+
+
+def assert_same_weights(run: Run, other: Run) -> None:
+    mine, others = run.weights(), other.weights()
+    assert mine.keys() == others.keys()
+    different = [name for name in mine if not np.array_equal(mine[name], others[name])]
+    assert not different
+
+
+def test_a_run_trains_every_step_and_changes_the_weights(undisturbed: Run) -> None:
+    lines = list(read_metrics(undisturbed.directory))
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert undisturbed.result["state"] == "finished"
+    with np.load(undisturbed.config.initial) as initial:
+        final = undisturbed.weights()
+        assert any(not np.array_equal(final[name], initial[name]) for name in final)
+    # Reward groups must differ within, or all of the above would hold without any tuning.
+    assert max(line["reward/spread"] for line in lines) > 0
+
+
+def test_weights_do_not_depend_on_the_number_of_workers(tune: Tune, undisturbed: Run) -> None:
+    run = tune("crowded", {"actors.count": 2, "rewards.count": 3})
+    assert_same_weights(run, undisturbed)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(tune: Tune, undisturbed: Run) -> None:
+    def stop_at_two(status: Mapping[str, Any], stop: StopRequest) -> None:
+        if status["step"] >= 2:
+            stop.request()
+
+    slow = {"path": "tests.integration.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
+    changes = {"rewards.terms": [slow]}
+    stopped = tune("interrupted", changes, stop_at_two)
+    assert stopped.result["state"] == "stopped"
+    assert 2 <= stopped.result["step"] < STEPS
+    assert not (stopped.directory / "final.npz").exists()
+    resumed = tune("interrupted", changes)
+    assert resumed.result["state"] == "finished"
+    assert_same_weights(resumed, undisturbed)
+    steps = [line["step"] for line in read_metrics(resumed.directory)]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_ordered_mode_trains_at_exactly_its_lag(tune: Tune, undisturbed: Run, lag: int) -> None:
+    run = undisturbed if lag == 1 else tune("on-policy", {"replay.policy_lag": lag})
+    staleness = [line["staleness/max"] for line in read_metrics(run.directory)]
+    assert staleness == [min(step, lag) for step in range(STEPS)]
+
+
+def test_async_mode_never_trains_a_group_older_than_its_bound(tune: Tune) -> None:
+    changes = {"replay.mode": "async", "replay.max_policy_lag": 2, "actors.count": 2}
+    run = tune("async", changes)
+    assert run.result["state"] == "finished"
+    assert max(line["staleness/max"] for line in read_metrics(run.directory)) <= 2
+
+
+def test_the_evaluator_judges_the_published_versions_and_keeps_the_best(tune: Tune) -> None:
+    from actors.evaluator import read_evaluations
+
+    run = tune("evaluated", {"evaluation.every": 2, "evaluation.batch_size": 4})
+    evaluations = read_evaluations(run.directory)
+    assert sorted(line["step"] for line in evaluations) == [0, 2, 4, 6]
+    assert all(0 <= line["mAP"] <= 1 for line in evaluations)
+    assert (run.directory / "best.npz").exists()
+
+
+def test_no_process_outlives_a_run(tune: Tune) -> None:
+    run = tune("tidy", {"actors.count": 2})
+    pids = {worker["pid"] for status in run.statuses for worker in status["workers"]}
+    assert len(pids - {None}) == 4
+    assert wait_until_gone([pid for pid in pids if pid]) == []
+
+
+def test_a_run_directory_with_other_settings_is_refused(tune: Tune, undisturbed: Run) -> None:
+    from deploy.run_directory import RunDirectoryError
+
+    with pytest.raises(RunDirectoryError, match=r"seed was 0, now 5.*--overwrite"):
+        tune(undisturbed.config.name, {"seed": 5})
+
+
+def test_a_second_run_in_the_same_directory_is_refused(tune: Tune, undisturbed: Run) -> None:
+    from deploy.run_directory import RunDirectoryError, open_run_directory
+
+    with (
+        open_run_directory(undisturbed.config),
+        pytest.raises(RunDirectoryError, match="is in use by process"),
+    ):
+        tune(undisturbed.config.name)
+
+
+def test_logs_of_every_process_stand_in_the_run_directory(undisturbed: Run) -> None:
+    names = {path.name for path in Path(undisturbed.directory / "logs").iterdir()}
+    assert names == {"learner.log", "sampler.log", "reward.log"}
