@@ -80,7 +80,9 @@ def _missing(sentences: Sequence[str]) -> str:
     if not sentences:
         return ""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<div class="notice" role="note"><strong>Incomplete</strong><ul>{items}</ul></div>\n'
+    return (
+        f'<div class="notice" role="note"><strong>Not on this page</strong><ul>{items}</ul></div>\n'
+    )
 
 
 def _section(title: str, body: str) -> str:
@@ -116,9 +118,9 @@ def _curves(report: Report) -> str:
     what = "loss" if trained.name.startswith("loss/") else "reward"
     text = (
         f"<p>The {what} that training sees, and {escape(report.headline)} on held-out images "
-        "that it does not see. Faint: single steps; strong: running mean.</p>\n"
+        "that it does not see. Faint: as logged; strong: running mean.</p>\n"
         if held_out is not None
-        else f"<p>The {what} that training sees. Faint: single steps; strong: running mean.</p>\n"
+        else f"<p>The {what} that training sees. Faint: as logged; strong: running mean.</p>\n"
     )
     svg = plots.reward_and_metric(trained, held_out, report.held_out_split, percent)
     title = f"{what.capitalize()} and metric" if held_out is not None else what.capitalize()

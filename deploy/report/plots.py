@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from deploy.report.distribution import LEVELS, RewardDistribution
 from deploy.report.figure import AFTER, BEFORE, BEST, HUES, LINE, MUTED, inline_svg, styled
 from deploy.report.measured import Curve, PolicyFigures
-from deploy.report.timings import ProcessTime
+from deploy.report.timings import WAITING, ProcessTime, kinds_of_time
 
 COLOURS = {"before": BEFORE, "after": AFTER, "best": BEST}
 CHOICES = (
@@ -147,10 +147,9 @@ def time_bars(timings: Sequence[ProcessTime]) -> str:
     """A stacked bar for each process, by what it did."""
     longest = max(sum(time.seconds.values()) for time in timings)
     unit, divisor = ("minutes", 60.0) if longest > 300 else ("seconds", 1.0)
-    kinds = list(dict.fromkeys(kind for time in timings for kind in time.seconds))
-    kinds.sort(key=lambda kind: kind == "waiting")  # last, so that work starts at the same line
-    busy = [kind for kind in kinds if kind != "waiting"]
-    colours = {kind: HUES[i % len(HUES)] for i, kind in enumerate(busy)} | {"waiting": LINE}
+    kinds = kinds_of_time(timings)
+    busy = [kind for kind in kinds if kind != WAITING]
+    colours = {kind: HUES[i % len(HUES)] for i, kind in enumerate(busy)} | {WAITING: LINE}
     with styled(7.6, 1.15 + 0.36 * len(timings)) as figure:
         axes = figure.subplots()
         axes.grid(axis="y", visible=False)

@@ -141,7 +141,7 @@ def find_policies(records: RunRecords, headline: str) -> tuple[list[PolicySource
     elif steps := _checkpoint_steps(directory):
         after_step = steps[-1]
         origin = f"{CHECKPOINTS_DIRECTORY}/{after_step}"
-        policies.append(PolicySource("after", f"after {after_step} steps", origin, after_step))
+        policies.append(PolicySource("after", f"after {after_step:,} steps", origin, after_step))
         missing.append(
             f"No {FINAL_FILE}: the run has not ended. “After” is its newest checkpoint, step "
             f"{after_step}; the command that started the run resumes it."

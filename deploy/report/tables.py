@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from deploy.report.measured import PolicyFigures, Report, fractions
-from deploy.report.timings import ProcessTime
+from deploy.report.timings import ProcessTime, kinds_of_time
 
 REWARD = "reward"
 DASH = "–"
@@ -112,7 +112,7 @@ def reward_table(policies: Sequence[PolicyFigures]) -> str:
 
 def time_table(timings: Sequence[ProcessTime]) -> str:
     """Seconds and shares by process."""
-    kinds = list(dict.fromkeys(kind for time in timings for kind in time.seconds))
+    kinds = kinds_of_time(timings)
     rows = []
     for time in timings:
         total = sum(time.seconds.values())

@@ -7,6 +7,7 @@ from typing import Any
 from deploy.report.records import RunRecords
 
 SECONDS_PREFIX = "seconds/"
+WAITING = "waiting"
 # Pretraining writes means of a step since the line before, not the seconds of one step.
 STEP, STEP_WAITING = "seconds/step", "seconds/waiting_for_data"
 
@@ -49,7 +50,7 @@ def learner_seconds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         step = int(line["step"])
         if STEP in line:
             steps, waiting = step - before, float(line.get(STEP_WAITING, 0.0))
-            parts = {"training": steps * (float(line[STEP]) - waiting), "waiting": steps * waiting}
+            parts = {"training": steps * (float(line[STEP]) - waiting), WAITING: steps * waiting}
         else:
             parts = {
                 name.removeprefix(SECONDS_PREFIX).replace("_", " "): float(value)
@@ -62,6 +63,12 @@ def learner_seconds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return total
 
 
+def kinds_of_time(timings: Sequence[ProcessTime]) -> list[str]:
+    """What the processes did; waiting last, so that in a chart work starts at one line."""
+    kinds = dict.fromkeys(kind for time in timings for kind in time.seconds)
+    return sorted(kinds, key=lambda kind: kind == WAITING)
+
+
 def _worker_seconds(worker: Mapping[str, Any]) -> dict[str, float]:
     if "working" not in worker:
         return {}
@@ -69,6 +76,6 @@ def _worker_seconds(worker: Mapping[str, Any]) -> dict[str, float]:
     seconds = {
         "working": float(worker["working"]) - loading,  # loading is part of it
         "loading weights": loading,
-        "waiting": float(worker.get("waiting", 0.0)),
+        WAITING: float(worker.get("waiting", 0.0)),
     }
     return {name: value for name, value in seconds.items() if value > 0}
