@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import ray_cluster, tiny_values, tune, undisturbed
+
+__all__ = ["ray_cluster", "tiny_values", "tune", "undisturbed"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from learner.metrics import read_metrics
 from learner.stop import StopRequest
-from tests.integration.conftest import STEPS, Run, wait_until_gone
+from tests.runs import STEPS, Run, wait_until_gone
 
 Tune = Callable[..., Run]
 
@@ -42,7 +42,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(tune: Tune, undisturbed: Run)
         if status["step"] >= 2:
             stop.request()
 
-    slow = {"path": "tests.integration.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
+    slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
     changes = {"rewards.terms": [slow]}
     stopped = tune("interrupted", changes, stop_at_two)
     assert stopped.result["state"] == "stopped"

@@ -1,4 +1,4 @@
-"""Small runs on a real Ray, which the integration tests share."""
+"""Small runs on a real Ray, which the integration and the fault tests share."""
 
 import dataclasses
 import os
@@ -11,16 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
-from deploy.checks import check_tune
 from deploy.config import RunConfig
-from deploy.controller import Controller
-from deploy.run_directory import open_run_directory
 from learner.stop import StopRequest
-from vision.models.checkpoint import save_npz
-from vision.models.sequence import init_params
-from vision.tasks.registry import build_task
 
 STEPS = 6
 
@@ -28,7 +21,9 @@ STEPS = 6
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray for the session; every run's actors end with the run."""
-    repository = str(Path(__file__).resolve().parents[2])
+    import ray
+
+    repository = str(Path(__file__).resolve().parents[1])
     ray.init(
         num_cpus=8,
         include_dashboard=False,
@@ -59,13 +54,17 @@ def tiny_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         },
         "actors": {"groups_per_block": 2, "resources": {"num_cpus": 0.5}},
         "rewards": {
-            "terms": [{"path": "tests.integration.odd_rewards:SmoothReward"}],
+            "terms": [{"path": "tests.odd_rewards:SmoothReward"}],
             "groups_per_lease": 2,
             "resources": {"num_cpus": 0.5},
         },
         "replay": {"mode": "ordered", "policy_lag": 1},
         "evaluation": {"every": 0},
     }
+    from vision.models.checkpoint import save_npz
+    from vision.models.sequence import init_params
+    from vision.tasks.registry import build_task
+
     config = RunConfig.model_validate(values)
     model = config.model.build(build_task(config.task))
     save_npz(directory / "initial.npz", init_params(model, seed=1))
@@ -110,6 +109,10 @@ def run_tiny(
     changes: Mapping[str, Any] | None,
     on_status: OnStatus | None,
 ) -> Run:
+    from deploy.checks import check_tune
+    from deploy.controller import Controller
+    from deploy.run_directory import open_run_directory
+
     config = RunConfig.model_validate(_changed(values, {"name": name, **(changes or {})}))
     stop = StopRequest()
     statuses: list[Mapping[str, Any]] = []

@@ -1,0 +1,187 @@
+"""Runs the detection experiments from the shipped checkpoint and writes a JSON file for each.
+
+    python -m experiments.detection.run [NAME ...]        # all by default; finished ones are kept
+
+Every tuning is the documented command `rewardtune tune configs/quickstart/...` with overrides, in
+a process of its own. Choices are made on the validation split; the test split is only reported.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+RUNS = Path(os.environ.get("REWARDTUNE_EXPERIMENT_RUNS", "runs/experiments"))
+MAP, RECALL = "configs/quickstart/detection_map.yaml", "configs/quickstart/detection_recall.yaml"
+PRETRAIN = "configs/quickstart/detection_pretrain.yaml"
+RANKS = ("class", "confidence", "product")
+BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0, -5.0)
+
+
+def tunings() -> dict[str, tuple[str, list[str]]]:
+    """Name -> (config, overrides)."""
+    runs: dict[str, tuple[str, list[str]]] = {}
+    for seed in (0, 1, 2):
+        runs[f"map_seed{seed}"] = (MAP, [f"seed={seed}"])
+    for seed in (0, 1, 2):
+        runs[f"recall_seed{seed}"] = (RECALL, [f"seed={seed}"])
+    runs["map_long"] = (MAP, ["learner.steps=4000", "evaluation.every=250"])
+    # Equal reward queries: 8 samples of 16 images, or 2 samples of 64 images, for as many steps.
+    k2 = ["learner.samples_per_group=2", "learner.groups_per_step=64"]
+    runs["map_k2_of_64"] = (MAP, [*k2])
+    k2 = ["learner.samples_per_group=2", "learner.steps=1200", "evaluation.every=200"]
+    runs["map_k2_of_16"] = (MAP, [*k2])
+    for lag in (0, 1, 4, 16):
+        for weights in ("plain", "weighted"):
+            cap = "2.0" if weights == "weighted" else "null"
+            runs[f"lag{lag}_{weights}"] = (
+                MAP,
+                [
+                    f"replay.policy_lag={lag}",
+                    f"learner.reinforce.max_importance_weight={cap}",
+                    "learner.optimizer.learning_rate=3.0e-5",
+                    "learner.steps=200",
+                ],
+            )
+    return runs
+
+
+def run_tuning(name: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Tunes (or resumes), and judges the result on validation and test."""
+    from actors.evaluator import read_evaluations
+    from learner.metrics import read_metrics
+
+    arguments = ["tune", config, f"name={name}", f"runs={RUNS}", *overrides]
+    seconds = rewardtune(arguments)
+    directory = RUNS / name
+    metrics = list(read_metrics(directory))
+    kept = ("step", "reward/mean", "reward/spread", "policy/entropy", "staleness/mean")
+    return {
+        "command": "rewardtune " + " ".join(arguments),
+        "seconds": seconds,
+        "validation": judge(config, overrides, directory / "final.npz", "validation"),
+        "test": judge(config, overrides, directory / "final.npz", "test"),
+        "evaluations": read_evaluations(directory),
+        "training": [{k: line[k] for k in kept if k in line} for line in metrics[::5]],
+    }
+
+
+def run_before() -> dict[str, Any]:
+    """The shipped checkpoint, and with the end-token bias that is best on validation."""
+    config = load(MAP, [])
+    checkpoint = Path(config.initial)
+    by_bias = {bias: judge(MAP, [], checkpoint, "validation", bias)["class"] for bias in BIASES}
+    best = max(BIASES, key=lambda bias: by_bias[bias]["mAP"])
+    return {
+        "validation": judge(MAP, [], checkpoint, "validation"),
+        "test": judge(MAP, [], checkpoint, "test"),
+        "bias_validation": {str(bias): metrics for bias, metrics in by_bias.items()},
+        "best_bias": best,
+        "best_bias_test": judge(MAP, [], checkpoint, "test", best),
+    }
+
+
+def run_likelihood_continued() -> dict[str, Any]:
+    """Maximum likelihood on the complete annotations, for the wall time of a tuning run or more.
+
+    The learning rate is the best of three on validation.
+    """
+    wanted = json.loads((RESULTS / "map_seed0.json").read_text())["seconds"]
+    tried = {}
+    for rate in ("1.0e-5", "1.0e-4", "3.0e-4"):
+        name = f"likelihood_{rate}"
+        arguments = [
+            "pretrain",
+            MAP,
+            f"name={name}",
+            f"runs={RUNS}",
+            "pretrain.encoder_warmup=null",
+            "pretrain.steps=3000",
+            f"pretrain.optimizer.learning_rate={rate}",
+        ]
+        seconds = rewardtune(arguments)
+        checkpoint = RUNS / name / "final.npz"
+        tried[rate] = {
+            "command": "rewardtune " + " ".join(arguments),
+            "seconds": seconds,
+            "validation": judge(MAP, [], checkpoint, "validation"),
+            "test": judge(MAP, [], checkpoint, "test"),
+        }
+    best = max(tried, key=lambda rate: tried[rate]["validation"]["class"]["mAP"])
+    return {"tuning_seconds": wanted, "best_rate": best, "rates": tried, "test": tried[best]["test"]}
+
+
+def load(config: str, overrides: Sequence[str]) -> Any:
+    """The resolved config."""
+    from deploy.config import RunConfig
+    from deploy.config_file import read_config
+
+    return read_config(config, overrides, RunConfig)
+
+
+def judge(
+    config: str, overrides: Sequence[str], checkpoint: Path, split: str, bias: float = 0.0
+) -> dict[str, dict[str, float]]:
+    """Metrics by what ranks the boxes, all of one greedy decoding."""
+    from actors.evaluation import greedy_predictions, split_examples
+    from deploy.processes import build_engine, resolve_checkpoint
+    from vision.models.checkpoint import load_npz
+    from vision.tasks.registry import build_task
+
+    resolved = load(config, overrides)
+    task = build_task(resolved.task)
+    engine = build_engine(resolved, task, bias)
+    params = load_npz(resolve_checkpoint(checkpoint), resolved.model.build(task))
+    examples = split_examples(task, split, None)
+    predictions = greedy_predictions(task, engine, params, examples, 100)
+    return {
+        rank: build_task(resolved.task.model_copy(update={"rank": rank})).evaluate(
+            examples, predictions
+        )
+        for rank in RANKS
+    }
+
+
+def rewardtune(arguments: Sequence[str]) -> float:
+    """Runs the command line; returns the seconds that it took."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "deploy.cli", *arguments], check=True)
+    return round(time.monotonic() - began, 1)
+
+
+def write(name: str, result: Mapping[str, Any]) -> None:
+    """One result with the machine it comes from."""
+    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": sys.version[:6]}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"name": name, "machine": machine, **result}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def main(names: Sequence[str]) -> None:
+    """Runs what is named, in order."""
+    runs = tunings()
+    for name in names or ["before", *runs, "likelihood_continued"]:
+        if (RESULTS / f"{name}.json").exists():
+            print(f"{name}: there is a result", flush=True)
+            continue
+        if name == "before":
+            result = run_before()
+        elif name == "likelihood_continued":
+            result = run_likelihood_continued()
+        elif name in runs:
+            result = run_tuning(name, *runs[name])
+        else:
+            raise SystemExit(f"unknown experiment {name!r}; there are {', '.join(runs)}")
+        write(name, result)
+        print(f"{name}: test {result['test']}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,143 @@
+"""What real faults cost: a killed or stopped process costs nothing, a bad reward its own group."""
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.cluster import PlacementError
+from deploy.workers import WorkerError
+from learner.metrics import read_metrics
+from learner.stop import StopRequest
+from tests.integration.test_tune import assert_same_weights
+from tests.runs import SIGKILL, SIGSTOP, STEPS, Run, signal_worker
+
+Tune = Callable[..., Run]
+SLOW = [{"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}]
+
+
+def strike_once(signals: Mapping[str, int], at_step: int) -> Callable[..., None]:
+    """Signals each named worker once, from the given step on."""
+    left = dict(signals)
+
+    def strike(status: Mapping[str, Any], stop: StopRequest) -> None:
+        for name, number in list(left.items()):
+            if status["step"] >= at_step and signal_worker(status, name, number):
+                del left[name]
+
+    return strike
+
+
+def restarts(run: Run, name: str) -> int:
+    """How often a worker was replaced."""
+    return next(w["restarts"] for w in run.statuses[-1]["workers"] if w["name"] == name)
+
+
+def test_killed_sampler_and_reward_worker_change_no_bit(tune: Tune, undisturbed: Run) -> None:
+    strike = strike_once({"sampler": SIGKILL, "reward": SIGKILL}, at_step=1)
+    run = tune("killed-workers", {"rewards.terms": SLOW}, strike)
+    assert restarts(run, "sampler") == restarts(run, "reward") == 1
+    assert_same_weights(run, undisturbed)
+
+
+def test_a_killed_learner_resumes_to_the_same_bits(tune: Tune, undisturbed: Run) -> None:
+    changes = {"rewards.terms": SLOW, "learner.checkpoint_every": 1}
+    run = tune("killed-learner", changes, strike_once({"learner": SIGKILL}, at_step=2))
+    assert restarts(run, "learner") == 1
+    assert_same_weights(run, undisturbed)
+    assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
+
+
+def test_stopped_workers_are_found_by_their_leases_and_replaced(
+    tune: Tune, undisturbed: Run
+) -> None:
+    changes = {
+        "rewards.terms": SLOW,
+        "rewards.lease_seconds": 3,
+        "actors.lease_seconds": 3,
+    }
+    run = tune("stopped-reward", changes, strike_once({"reward": SIGSTOP}, at_step=1))
+    assert restarts(run, "reward") >= 1
+    assert_same_weights(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("raises", "ValueError: this example is cursed"),
+        ("wrong length", "returned 1 outcomes for 2 predictions"),
+        ("infrastructure", "InfrastructureError: the scoring service did not answer"),
+    ],
+)
+def test_a_faulty_reward_costs_its_own_group_only(tune: Tune, fault: str, reason: str) -> None:
+    faulty = {"path": "tests.odd_rewards:FaultyReward", "options": {"fault": fault}}
+    run = tune(f"reward-{fault.replace(' ', '-')}", {"rewards.terms": [faulty]})
+    queue = run.statuses[-1]["queue"]
+    assert run.result["state"] == "finished"
+    lines = list(read_metrics(run.directory))
+    quarantined = sum(line["groups/quarantined"] for line in lines)
+    # 24 groups are trained; one example in eight is bad.
+    assert 1 <= quarantined <= 10
+    assert queue["quarantined"] >= quarantined
+    assert any(reason in line for line in queue["last_reasons"])
+    log = (run.directory / "logs" / "reward.log").read_text()
+    assert reason in log
+    assert re.search(r"ordinal \d+, example scene-\d+", log)
+
+
+def test_nan_fails_its_sample_and_its_group_has_too_few_left(tune: Tune) -> None:
+    faulty = {"path": "tests.odd_rewards:FaultyReward", "options": {"fault": "nan"}}
+    run = tune("reward-nan", {"rewards.terms": [faulty]})
+    lines = list(read_metrics(run.directory))
+    assert sum(line["groups/quarantined"] for line in lines) == 0
+    assert max(line["reward/unscored_share"] for line in lines) > 0
+    assert max(line["groups/dropped_share"] for line in lines) > 0
+    assert "gave the reward nan" in (run.directory / "logs" / "reward.log").read_text()
+
+
+def test_a_hanging_reward_is_ended_and_its_group_scored_by_the_next_process(
+    tune: Tune, undisturbed: Run, tmp_path: Path
+) -> None:
+    options = {"fault": "hangs", "marks": str(tmp_path), "once": True, "every": 16}
+    changes = {
+        "rewards.terms": [{"path": "tests.odd_rewards:FaultyReward", "options": options}],
+        "rewards.deadline_seconds": 3,
+        "rewards.lease_seconds": 3,
+    }
+    run = tune("reward-hangs", changes)
+    fell_ill = len(list(tmp_path.iterdir()))
+    assert fell_ill >= 1
+    assert restarts(run, "reward") >= 1
+    assert any("exceeded its deadline of 3 s" in r for r in run.statuses[-1]["queue"]["last_reasons"])
+    assert_same_weights(run, undisturbed)
+
+
+def test_what_no_node_can_hold_is_reported_with_what_there_is(tune: Tune) -> None:
+    changes = {"actors.resources": {"num_gpus": 2}, "cluster.placement_seconds": 1}
+    with pytest.raises(PlacementError, match=r"no node can hold sampler .*GPU 2.*has CPU 8"):
+        tune("infeasible", changes)
+
+
+def test_a_label_that_no_node_carries_is_reported(tune: Tune) -> None:
+    changes = {
+        "rewards.resources": {"labels": {"pool": "reward"}},
+        "cluster.placement_seconds": 1,
+    }
+    with pytest.raises(PlacementError, match="label pool=reward"):
+        tune("no-such-label", changes)
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run_with_its_reason(tune: Tune) -> None:
+    stopping = threading.Event()
+
+    def kill_always(status: Mapping[str, Any], stop: StopRequest) -> None:
+        if not stopping.is_set():
+            signal_worker(status, "reward", SIGKILL)
+
+    changes = {"learner.steps": 1000, "rewards.terms": SLOW}
+    with pytest.raises(WorkerError, match=r"reward failed \d times within .* died"):
+        tune("always-killed", changes, kill_always)
+    stopping.set()
