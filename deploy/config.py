@@ -101,6 +101,9 @@ class RunConfig(BaseModel):
     """What learns it."""
     initial: Path | None = None
     """A `.npz` checkpoint of the whole model to start from."""
+    initial_transfer: bool = False
+    """`initial` is of another task: its class tokens start anew and its position embeddings are
+    resampled to this image size. Coordinate buckets and everything else must be the same."""
     initial_encoder: Path | None = None
     """A big_vision ViT `.npz` to start the encoder from, in pretraining."""
     pretrain: PretrainConfig | None = None

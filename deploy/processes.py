@@ -255,10 +255,14 @@ def load_initial(config: RunConfig, model: Any) -> Any:
     """The parameters that a run starts from: `initial`, or fresh ones of the seed."""
     from vision.models.checkpoint import load_npz
     from vision.models.sequence import init_params
+    from vision.models.transfer import transfer_npz
 
     if config.initial is None:
         return init_params(model, config.seed)
-    return load_npz(resolve_checkpoint(config.initial), model)
+    path = resolve_checkpoint(config.initial)
+    if config.initial_transfer:
+        return transfer_npz(path, model, config.seed)
+    return load_npz(path, model)
 
 
 def resolve_checkpoint(path: Path) -> Path:
