@@ -118,10 +118,10 @@ def _describe(fault: Any, model: type[BaseModel]) -> str:
         last = str(fault["loc"][-1])
         nearest = difflib.get_close_matches(last, known, 1, 0.5)
         elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
-        if nearest:
-            return f"{location}: unknown key; did you mean {nearest[0]!r}?"
         if elsewhere:
             return f"{location}: unknown key here; did you mean {elsewhere[0]!r}?"
+        if nearest:
+            return f"{location}: unknown key; did you mean {nearest[0]!r}?"
         section = location.rpartition(".")[0] or "the top level"
         return f"{location}: unknown key; {section} has {', '.join(sorted(known))}"
     given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
