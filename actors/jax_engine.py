@@ -5,6 +5,7 @@ self-attention is cached. The randomness of a sequence comes from (seed, k) and 
 alone, so a group does not depend on the groups it is sampled with.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ from vision.models.logprobs import mask_logits, sequence_mask
 from vision.models.sequence import PAD, SequenceModel
 
 Array = jax.Array
-MOST_STAGES = 4
-LEAST_ROWS = 8
+# The shares of all sequences that the loop is compiled for; each costs a second of compilation.
+STAGES = (1.0, 0.75, 0.5, 0.25)
+# A batch that is no multiple of this wastes vector lanes.
+ROW_MULTIPLE = 8
 
 
 class EngineInputError(ValueError):
@@ -27,14 +30,14 @@ class EngineInputError(ValueError):
 
 
 class _Loop(NamedTuple):
-    """What the loop carries, for the sequences that it still works on: [G, K], or [M] rows."""
+    """What the loop carries, for the M of the G x K sequences that it still works on."""
 
     position: Array  # scalar int32
-    tokens: Array  # [..., L] int32
-    logprobs: Array  # [..., L] float32
-    last: Array  # [...] int32, the tokens just drawn
-    ended: Array  # [...] bool
-    cache: Any
+    tokens: Array  # [M, L] int32
+    logprobs: Array  # [M, L] float32
+    last: Array  # [M] int32, the tokens just drawn
+    ended: Array  # [M] bool
+    cache: Any  # arrays [M, ...]
 
 
 class JaxEngine:
@@ -126,25 +129,30 @@ class JaxEngine:
         memory = model.apply(variables, images, method="encode")
         cross = model.apply(variables, memory, method="cross_keys_values")
         words = None if seeds is None else _sequence_words(seeds, samples, length)
+        sequences = groups * samples
         loop = _Loop(
             position=jnp.int32(0),
-            tokens=jnp.full((groups, samples, length), PAD, jnp.int32),
-            logprobs=jnp.zeros((groups, samples, length), jnp.float32),
-            last=jnp.full((groups, samples), PAD, jnp.int32),
-            ended=jnp.zeros((groups, samples), bool),
+            tokens=jnp.full((sequences, length), PAD, jnp.int32),
+            logprobs=jnp.zeros((sequences, length), jnp.float32),
+            last=jnp.full(sequences, PAD, jnp.int32),
+            ended=jnp.zeros(sequences, bool),
             cache=model.empty_cache(groups, samples),
         )
-        sizes = _stage_sizes(groups * samples)
-        rows = None
         tokens, logprobs = loop.tokens, loop.logprobs
+        rows = None
+        sizes = _stage_sizes(sequences) if self._end_token >= 0 else [sequences]
         for size, next_size in zip(sizes, [*sizes[1:], 0], strict=True):
-            if size < groups * samples:
-                loop, chosen = _keep_active(loop, size)
-                rows = _rows(rows, chosen, groups, samples)
+            if size < sequences:
+                loop, rows = _keep_active(loop, rows, size, (groups, samples))
             loop = self._stage(variables, cross, words, rows, loop, next_size)
-            tokens, logprobs = _put_back(loop, rows, tokens, logprobs)
+            if rows is None:
+                tokens, logprobs = loop.tokens, loop.logprobs
+            else:
+                tokens = tokens.at[rows.chosen].set(loop.tokens)
+                logprobs = logprobs.at[rows.chosen].set(loop.logprobs)
         lengths = jnp.sum(sequence_mask(tokens, self._end_token), axis=-1, dtype=jnp.int32)
-        return tokens, logprobs, lengths
+        shape = (groups, samples, length)
+        return tokens.reshape(shape), logprobs.reshape(shape), lengths.reshape(shape[:2])
 
     def _stage(
         self,
@@ -158,7 +166,7 @@ class JaxEngine:
         """Decodes until the sequences that have not ended fit into `next_size` rows."""
         length = self._config.max_length
         if words is not None and rows is not None:
-            words = words.reshape(length, -1, 2)[:, rows.chosen]
+            words = words[:, rows.chosen]
 
         def step(loop: _Loop) -> _Loop:
             logits, cache = self._model.apply(
@@ -173,8 +181,8 @@ class JaxEngine:
             put = jax.lax.dynamic_update_index_in_dim
             return _Loop(
                 position=loop.position + 1,
-                tokens=put(loop.tokens, drawn, loop.position, drawn.ndim),
-                logprobs=put(loop.logprobs, logprob, loop.position, drawn.ndim),
+                tokens=put(loop.tokens, drawn, loop.position, 1),
+                logprobs=put(loop.logprobs, logprob, loop.position, 1),
                 last=drawn,
                 ended=loop.ended | (drawn == self._end_token),
                 cache=cache,
@@ -186,7 +194,7 @@ class JaxEngine:
         return jax.lax.while_loop(unfinished, step, loop)
 
     def _draw(self, logits: Array, words: Array | None) -> Array:
-        """[G, K] int32 tokens: the likeliest, or one drawn with the position's random words."""
+        """[M] int32 tokens: the likeliest, or drawn with the position's random words [M, 2]."""
         logits = logits + self._bias
         if words is None:
             return _first_maximum(logits)
@@ -197,48 +205,24 @@ class JaxEngine:
 
 
 def _stage_sizes(sequences: int) -> list[int]:
-    """The numbers of rows that the loop is compiled for.
+    """The numbers of rows that the loop is compiled for, falling.
 
-    Sequences end at different positions. Each time that half of the rows have ended, the others
-    move to a batch of half the size; below a few rows a smaller batch is no faster.
+    Sequences end at different positions. Each time that a quarter of them has ended, the others
+    move to a smaller batch.
     """
-    sizes = [sequences]
-    while len(sizes) < MOST_STAGES and sizes[-1] >= 2 * LEAST_ROWS:
-        sizes.append(-(-sizes[-1] // 2))
-    return sizes
+    rows = {math.ceil(share * sequences / ROW_MULTIPLE) * ROW_MULTIPLE for share in STAGES}
+    return sorted({min(size, sequences) for size in rows}, reverse=True)
 
 
-def _keep_active(loop: _Loop, size: int) -> tuple[_Loop, Array]:
-    """The loop with `size` rows, those that have not ended first; and which rows these were."""
-    chosen = jnp.argsort(loop.ended.ravel(), stable=True)[:size].astype(jnp.int32)
-    shape = loop.ended.shape
-
-    def take(x: Array) -> Array:
-        return x.reshape(-1, *x.shape[len(shape) :])[chosen]
-
-    kept = _Loop(loop.position, *jax.tree.map(take, tuple(loop[1:])))
-    return kept, chosen
-
-
-def _rows(before: Rows | None, chosen: Array, groups: int, samples: int) -> Rows:
-    """The rows left of those before (all sequences, when None)."""
-    if before is not None:
-        chosen = before.chosen[chosen]
-    place = jnp.zeros(groups * samples, jnp.int32).at[chosen].set(jnp.arange(chosen.size))
-    return Rows(chosen, place.reshape(groups, samples))
-
-
-def _put_back(
-    loop: _Loop, rows: Rows | None, tokens: Array, logprobs: Array
-) -> tuple[Array, Array]:
-    """tokens and logprobs [G, K, L] of all sequences, with what the loop has of its rows."""
-    if rows is None:
-        return loop.tokens, loop.logprobs
-
-    def put(whole: Array, part: Array) -> Array:
-        return whole.reshape(-1, whole.shape[-1]).at[rows.chosen].set(part).reshape(whole.shape)
-
-    return put(tokens, loop.tokens), put(logprobs, loop.logprobs)
+def _keep_active(
+    loop: _Loop, rows: Rows | None, size: int, grid: tuple[int, int]
+) -> tuple[_Loop, Rows]:
+    """The loop with `size` of its rows, those that have not ended first; and which these are."""
+    kept = jnp.argsort(loop.ended, stable=True)[:size].astype(jnp.int32)
+    chosen = kept if rows is None else rows.chosen[kept]
+    place = jnp.zeros(grid[0] * grid[1], jnp.int32).at[chosen].set(jnp.arange(size))
+    smaller = jax.tree.map(lambda x: x[kept], tuple(loop[1:]))
+    return _Loop(loop.position, *smaller), Rows(chosen, place.reshape(grid))
 
 
 def _first_maximum(x: Array) -> Array:
@@ -249,14 +233,14 @@ def _first_maximum(x: Array) -> Array:
 
 
 def _sequence_words(seeds: Array, samples: int, length: int) -> Array:
-    """Random words of every position: [length, G, K, 2] uint32, from (seed, k) alone."""
+    """Random words of every position: [length, G * K, 2] uint32, from (seed, k) alone."""
 
     def words(seed: Array, k: Array) -> Array:
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
         return jax.random.bits(jax.random.fold_in(key, k), (length, 2), jnp.uint32)
 
     both = jax.vmap(jax.vmap(words, (None, 0)), (0, None))(seeds, jnp.arange(samples))
-    return jnp.moveaxis(both, 2, 0)
+    return jnp.moveaxis(both, 2, 0).reshape(length, -1, 2)
 
 
 def _exponential(words: Array, count: int) -> Array:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision.models.attention import Attention
+from vision.models.attention import Attention, softmax
 from vision.models.config import ModelConfig, Trunk
 from vision.models.encoder import Mlp, compute_dtype, layer_norm
 from vision.models.initial import smooth_rows
@@ -88,35 +88,38 @@ class DecoderBlock(nn.Module):
     def step(
         self, x: Array, position: Array, cache: KeysValues, cross: KeysValues, rows: Rows | None
     ) -> tuple[Array, KeysValues]:
-        """One position of all sequences [B, K], or of M rows of them.
+        """One position of M sequences.
 
         Args:
-          x: [B, K, width] or [M, width].
+          x: [M, width].
           position: scalar int32.
-          cache: keys and values of the positions so far, [B, K, heads, L, head_dim] or
-            [M, heads, L, head_dim].
+          cache: keys and values of the positions so far, [M, heads, L, head_dim]: laid out so
+            that a step reads them without moving them.
           cross: [B, heads, P, head_dim].
-          rows: the M rows, or None.
+          rows: which sequences these are; None: all, K for each of the B images.
         Returns:
           x, and the cache with this position in it.
         """
         attention = self.self_attention
-        y = self.self_norm(x)[..., None, :]
+        y = self.self_norm(x)
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(-3, -2), position, old.ndim - 2)
+            jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None], position, 2)
             for old, new in zip(cache, attention.keys_values(y), strict=True)
         )
-        seen = jnp.arange(keys.shape[-2]) <= position
-        attended = attention.attend_head_major(attention.queries(y), keys, values, seen)
-        x = x + attention.out(attended[..., 0, :, :])
+        scores = jnp.einsum("mhd,mhld->mhl", attention.queries(y), keys)
+        weights = softmax(scores, jnp.arange(keys.shape[2]) <= position).astype(self.dtype)
+        x = x + attention.out(jnp.einsum("mhl,mhld->mhd", weights, values))
         # The K sequences of an image are the queries of one cross-attention.
         attention = self.cross_attention
         queries = attention.queries(self.cross_norm(x))
+        batch = cross[0].shape[0]
+        grid = (
+            queries.reshape(batch, -1, *queries.shape[1:]) if rows is None else queries[rows.place]
+        )
+        attended = attention.attend_head_major(grid, *cross, None)
+        attended = attended.reshape(-1, *queries.shape[1:])
         if rows is not None:
-            queries = queries[rows.place]
-        attended = attention.attend_head_major(queries, *cross, None)
-        if rows is not None:
-            attended = attended.reshape(-1, *attended.shape[2:])[rows.chosen]
+            attended = attended[rows.chosen]
         x = x + attention.out(attended)
         return x + self.mlp(self.mlp_norm(x)), (keys, values)
 
@@ -169,7 +172,7 @@ class Decoder(nn.Module):
         cross: list[KeysValues],
         rows: Rows | None,
     ) -> tuple[Array, list[KeysValues]]:
-        """Logits [B, K, V] (or [M, V]) of one position, given the tokens before it."""
+        """Logits [M, V] of one position, given the tokens [M] before it."""
         x = self.embed(tokens) + position_embedding.astype(self.embed.dtype)
         filled = []
         for block, layer_cache, keys_values in zip(self.blocks, cache, cross, strict=True):

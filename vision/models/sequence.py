@@ -69,9 +69,9 @@ class SequenceModel(nn.Module):
         return self.decoder.cross_keys_values(memory)
 
     def empty_cache(self, batch: int, samples: int) -> list[KeysValues]:
-        """The self-attention caches before the first position: [B, K, heads, L, head_dim]."""
+        """The self-attention caches before the first position: [B * K, heads, L, head_dim]."""
         trunk = self.config.decoder
-        shape = (batch, samples, trunk.heads, self.config.max_length, trunk.head_dim)
+        shape = (batch * samples, trunk.heads, self.config.max_length, trunk.head_dim)
         zeros = jnp.zeros(shape, compute_dtype(self.config))
         return [(zeros, zeros) for _ in range(trunk.depth)]
 
@@ -86,19 +86,20 @@ class SequenceModel(nn.Module):
         """Logits of one position, for all sequences or for some rows of them.
 
         Args:
-          tokens: [B, K] int32, the tokens at position - 1 (PAD at the first position); [M] when
-            there are rows.
+          tokens: [B, K] or flat [B * K] int32, the tokens at position - 1 (PAD at the first
+            position); [M] when there are rows.
           position: scalar int32.
           cache: from `empty_cache` or the step before; with rows, [M, heads, L, head_dim].
           cross: from `cross_keys_values`.
           rows: the M sequences to work on; None: all.
         Returns:
-          logits [B, K, V] or [M, V] float32, and the cache for the next position.
+          logits, float32, tokens' shape and V; and the cache for the next position.
         """
         embedding = jax.lax.dynamic_index_in_dim(
             self.pos_embedding_decoder[0], position, keepdims=False
         )
-        return self.decoder.step(tokens, embedding, position, cache, cross, rows)
+        logits, cache = self.decoder.step(tokens.ravel(), embedding, position, cache, cross, rows)
+        return logits.reshape(*tokens.shape, -1), cache
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
