@@ -1,0 +1,183 @@
+"""Leases are renewed while their holder is well, and given up when it is stuck."""
+
+import threading
+
+import pytest
+
+from protos.trajectory import FailureKind
+from replay.lease_keeper import LeaseKeeper
+from replay.queue import Lease, Stage
+
+WAIT = 60.0  # only a broken keeper waits so long
+TTL = 0.03
+
+
+class RecordingQueue:
+    """Notes what the keeper asks of a queue; `unreachable` makes renewing fail."""
+
+    def __init__(self):
+        self.renewed: list[frozenset[str]] = []
+        self.failed: list[tuple[str, str, FailureKind]] = []
+        self.released: list[str] = []
+        self.unreachable = False
+        self._changed = threading.Condition()
+
+    def renew(self, lease_ids):
+        with self._changed:
+            self.renewed.append(frozenset(lease_ids))
+            self._changed.notify_all()
+        if self.unreachable:
+            raise ConnectionError("no answer")
+        return list(lease_ids)
+
+    def fail(self, items):
+        self.failed.extend(items)
+        return []
+
+    def release(self, lease_ids):
+        self.released.extend(lease_ids)
+
+    def wait_for_renewals(self, count: int) -> list[frozenset[str]]:
+        """The renewals from now on, `count` of them or more."""
+        with self._changed:
+            start = len(self.renewed)
+            assert self._changed.wait_for(lambda: len(self.renewed) >= start + count, WAIT)
+            return self.renewed[start:]
+
+
+class Clock:
+    """Moves when told."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def lease(ordinal: int) -> Lease:
+    return Lease(f"lease-{ordinal}", ordinal, Stage.TO_SCORE, "w", TTL, 0.0, 1, b"payload")
+
+
+@pytest.fixture
+def kept():
+    """(queue, keeper, clock, event that is set with the reason when stuck)."""
+    queue, clock, stuck = RecordingQueue(), Clock(), threading.Event()
+    reasons: list[str] = []
+
+    def on_stuck(reason):
+        reasons.append(reason)
+        stuck.set()
+
+    keeper = LeaseKeeper(queue, TTL, deadline=10.0, on_stuck=on_stuck, clock=clock)
+    stuck.reasons = reasons  # type: ignore[attr-defined]
+    yield queue, keeper, clock, stuck
+    keeper.close()
+
+
+def test_held_leases_are_renewed_again_and_again(kept):
+    queue, keeper, _, stuck = kept
+    keeper.hold([lease(1), lease(2)])
+    for renewed in queue.wait_for_renewals(3):
+        assert renewed == {"lease-1", "lease-2"}
+    assert not stuck.is_set()
+
+
+def test_a_dropped_lease_is_not_renewed_any_more(kept):
+    queue, keeper, _, _ = kept
+    keeper.hold([lease(1), lease(2)])
+    queue.wait_for_renewals(1)
+    keeper.drop([lease(1)])
+    # One renewal may have been on its way.
+    assert queue.wait_for_renewals(3)[1:][-1] == {"lease-2"}
+
+
+def test_nothing_is_renewed_after_close(kept):
+    queue, keeper, _, _ = kept
+    keeper.hold([lease(1)])
+    queue.wait_for_renewals(1)
+    keeper.close()
+    count = len(queue.renewed)
+    assert not threading.Event().wait(TTL * 5)
+    assert len(queue.renewed) == count
+
+
+def test_past_the_deadline_the_stuck_one_fails_and_the_others_go_back(kept):
+    queue, keeper, clock, stuck = kept
+    keeper.hold([lease(1), lease(2), lease(3)])
+    with keeper.working_on([lease(2)]):
+        queue.wait_for_renewals(1)
+        assert not stuck.is_set()
+        clock.now = 10.5
+        assert stuck.wait(WAIT)
+    ((lease_id, reason, kind),) = queue.failed
+    assert lease_id == "lease-2"
+    assert kind is FailureKind.INFRASTRUCTURE
+    assert "deadline of 10 s on ordinals [2]" in reason
+    assert sorted(queue.released) == ["lease-1", "lease-3"]
+    assert stuck.reasons == [reason]
+
+
+def test_a_stuck_block_fails_whole(kept):
+    queue, keeper, clock, stuck = kept
+    block = [lease(ordinal) for ordinal in range(4)]
+    keeper.hold(block)
+    with keeper.working_on(block):
+        clock.now = 11.0
+        assert stuck.wait(WAIT)
+    assert [lease_id for lease_id, _, _ in queue.failed] == [one.id for one in block]
+    assert queue.released == []
+
+
+def test_nothing_is_renewed_once_given_up(kept):
+    queue, keeper, clock, stuck = kept
+    keeper.hold([lease(1)])
+    with keeper.working_on([lease(1)]):
+        clock.now = 11.0
+        assert stuck.wait(WAIT)
+        count = len(queue.renewed)
+        assert not threading.Event().wait(TTL * 5)
+    assert len(queue.renewed) == count
+
+
+def test_the_deadline_runs_for_each_item_anew(kept):
+    queue, keeper, clock, stuck = kept
+    keeper.hold([lease(1), lease(2)])
+    for ordinal in (1, 2):
+        with keeper.working_on([lease(ordinal)]):
+            queue.wait_for_renewals(2)
+            clock.now += 9.0
+            queue.wait_for_renewals(2)
+    clock.now += 100.0  # between items no deadline runs
+    queue.wait_for_renewals(2)
+    assert not stuck.is_set()
+    assert queue.failed == []
+
+
+def test_an_unreachable_queue_is_asked_again(kept):
+    queue, keeper, _, stuck = kept
+    queue.unreachable = True
+    keeper.hold([lease(1)])
+    queue.wait_for_renewals(3)
+    queue.unreachable = False
+    queue.wait_for_renewals(2)
+    assert not stuck.is_set()
+
+
+def test_a_queue_that_refuses_the_failure_does_not_save_a_stuck_worker(kept):
+    queue, keeper, clock, stuck = kept
+
+    def refuse(items):
+        raise ConnectionError("no answer")
+
+    queue.fail = refuse
+    # The thread ends with the refusal; that it says so is not what this test is about.
+    quiet, threading.excepthook = threading.excepthook, lambda arguments: None
+    try:
+        keeper.hold([lease(1)])
+        with keeper.working_on([lease(1)]):
+            clock.now = 11.0
+            assert stuck.wait(WAIT)
+        keeper.close()
+    finally:
+        threading.excepthook = quiet
