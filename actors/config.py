@@ -10,7 +10,7 @@ from replay.resources import Resources
 class SamplerConfig(BaseModel):
     """The pool of samplers."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     count: int = Field(1, ge=1, le=4096)
     """Sampler processes."""
@@ -38,7 +38,7 @@ class EvaluatorResources(Resources):
 class EvaluationConfig(BaseModel):
     """Held-out evaluation while a run goes on."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     every: int = Field(50, ge=0)
     """Steps between evaluations; 0 turns the evaluator off."""

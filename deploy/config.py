@@ -20,7 +20,7 @@ from vision.tasks.task import Task
 class TrunkSettings(BaseModel):
     """What of a preset's trunk to replace."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     depth: int | None = Field(None, ge=1)
     """Layers."""
@@ -35,7 +35,7 @@ class TrunkSettings(BaseModel):
 class ModelSettings(BaseModel):
     """A preset, and what to replace in it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     preset: str
     """A name of `vision.models.presets`, from `tiny` to `vit_l16`."""
@@ -70,7 +70,7 @@ class ModelSettings(BaseModel):
 class ClusterConfig(BaseModel):
     """Which Ray cluster runs it, and how long to wait for things there."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     address: str | None = None
     """A running cluster (`auto`, or its address); null starts one on this machine, or joins the
@@ -87,7 +87,7 @@ class ClusterConfig(BaseModel):
 class RunConfig(BaseModel):
     """All that determines a run."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Names the run and its directory, runs/NAME."""

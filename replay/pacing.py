@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class PacingConfig(BaseModel):
     """Order and staleness."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     mode: Literal["ordered", "async"] = "ordered"
     """ordered: step s trains exactly the next groups, sampled policy_lag versions before: bitwise

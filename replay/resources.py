@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Resources(BaseModel):
     """Resources of one process."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     num_cpus: float = Field(1.0, ge=0)
     """Logical CPUs that Ray sets aside; fractions share a core."""

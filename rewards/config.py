@@ -10,7 +10,7 @@ from replay.resources import Resources
 class RewardTerm(BaseModel):
     """One reward of a weighted sum."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     path: str = Field(pattern=r"^[\w.]+:\w+$")
     """`module:Class`: one of ours, or your own on the Python path."""
@@ -23,7 +23,7 @@ class RewardTerm(BaseModel):
 class RewardsConfig(BaseModel):
     """The reward, and the pool of workers that compute it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     terms: list[RewardTerm] = Field(min_length=1)
     """The reward is the weighted sum of these."""
