@@ -10,7 +10,8 @@ demo: $(READY)
 	$(BIN)/rewardtune demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest tests/integration tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -80,9 +80,7 @@ class Sampler:
         while not self._stopping:
             began = time.monotonic()
             try:
-                leases = self._queue.lease(
-                    Stage.TO_SAMPLE, 1, None, self.status.worker, wait=1.0
-                )
+                leases = self._queue.lease(Stage.TO_SAMPLE, 1, None, self.status.worker, wait=1.0)
                 leased = time.monotonic()
                 self.status.waiting += leased - began
                 if leases:

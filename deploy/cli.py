@@ -51,7 +51,9 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
             print(f"rewardtune: {error or 'interrupted'}", file=sys.stderr)
             raise typer.Exit(130) from None
         except (ValueError, OSError, RuntimeError, ArithmeticError, TimeoutError) as error:
-            if isinstance(error, ValidationError) or logging.getLogger().isEnabledFor(logging.DEBUG):
+            if isinstance(error, ValidationError) or logging.getLogger().isEnabledFor(
+                logging.DEBUG
+            ):
                 raise
             print(f"rewardtune: {type(error).__name__}: {error}", file=sys.stderr)
             raise typer.Exit(1) from None

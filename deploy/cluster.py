@@ -137,7 +137,8 @@ def _faults(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> 
         if asked > have + 1e-6:
             roles = ", ".join(str(request) for request in requests)
             faults.append(
-                f"one process of each role needs {name} {asked:g}, the cluster has {have:g}: {roles}"
+                f"one process of each role needs {name} {asked:g}, the cluster has {have:g}: "
+                + roles
             )
     return faults
 

@@ -272,7 +272,11 @@ def run_status(config: RunConfig, workers: list[Worker], stats: Stats) -> dict[s
                 "pid": worker.where.get("pid"),
                 "node": worker.where.get("node"),
                 "restarts": worker.restarts,
-                **{k: v for k, v in worker.status.items() if k not in ("worker", "state", "metrics")},
+                **{
+                    k: v
+                    for k, v in worker.status.items()
+                    if k not in ("worker", "state", "metrics")
+                },
             }
             for worker in workers
         ],

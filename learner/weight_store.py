@@ -67,7 +67,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
     value = 0
     for name in sorted(arrays):
-        value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), value)
+        octets = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+        value = zlib.crc32(octets.data, value)
     return value
 
 

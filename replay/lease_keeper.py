@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from protos.trajectory import FailureKind
-from replay.queue import Lease, ReplayQueue
+from replay.queue import Lease, QueueClosed, QueueUnavailable, ReplayQueue
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class LeaseKeeper:
             if held:
                 try:
                     self._queue.renew(list(held))
-                except Exception as error:
+                except (QueueUnavailable, QueueClosed) as error:
                     # An unreachable queue lets the leases expire: the work is redone elsewhere.
                     logger.warning("could not renew %d leases: %s", len(held), error)
 

@@ -1,5 +1,6 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and what every test process runs with."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,15 @@ import pytest
 from tests.runs import ray_cluster, tiny_values, tune, undisturbed
 
 __all__ = ["ray_cluster", "tiny_values", "tune", "undisturbed"]
+
+# One thread a process, compiled programs shared: two cores run two test processes or one Ray.
+# Set before JAX is imported; the processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/rewardtune/xla-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

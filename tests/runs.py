@@ -42,7 +42,10 @@ def tiny_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     values: dict[str, Any] = {
         "name": "tiny",
         "runs": str(directory),
-        "task": {"kind": "detection", "data": {"kind": "scenes", "train": 64, "validation": 8, "test": 8}},
+        "task": {
+            "kind": "detection",
+            "data": {"kind": "scenes", "train": 64, "validation": 8, "test": 8},
+        },
         "model": {"preset": "tiny"},
         "initial": str(directory / "initial.npz"),
         "learner": {
@@ -94,7 +97,9 @@ OnStatus = Callable[[Mapping[str, Any], StopRequest], None]
 @pytest.fixture
 def tune(ray_cluster: None, tiny_values: dict[str, Any]) -> Callable[..., Run]:
     """Runs the tiny config with changes, `tune(name, {'actors.count': 2}, on_status)`."""
-    return lambda name, changes=None, on_status=None: run_tiny(tiny_values, name, changes, on_status)
+    return lambda name, changes=None, on_status=None: run_tiny(
+        tiny_values, name, changes, on_status
+    )
 
 
 @pytest.fixture(scope="session")

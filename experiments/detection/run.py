@@ -115,7 +115,12 @@ def run_likelihood_continued() -> dict[str, Any]:
             "test": judge(MAP, [], checkpoint, "test"),
         }
     best = max(tried, key=lambda rate: tried[rate]["validation"]["class"]["mAP"])
-    return {"tuning_seconds": wanted, "best_rate": best, "rates": tried, "test": tried[best]["test"]}
+    return {
+        "tuning_seconds": wanted,
+        "best_rate": best,
+        "rates": tried,
+        "test": tried[best]["test"],
+    }
 
 
 def load(config: str, overrides: Sequence[str]) -> Any:

@@ -111,7 +111,9 @@ def test_a_hanging_reward_is_ended_and_its_group_scored_by_the_next_process(
     fell_ill = len(list(tmp_path.iterdir()))
     assert fell_ill >= 1
     assert restarts(run, "reward") >= 1
-    assert any("exceeded its deadline of 3 s" in r for r in run.statuses[-1]["queue"]["last_reasons"])
+    assert any(
+        "exceeded its deadline of 3 s" in r for r in run.statuses[-1]["queue"]["last_reasons"]
+    )
     assert_same_weights(run, undisturbed)
 
 

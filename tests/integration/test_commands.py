@@ -67,7 +67,9 @@ def test_pretrain_tune_evaluate_and_status_work_one_after_the_other(
         "tune", str(config), "name=second", f"initial={checkpoint}", "learner.steps=2", cwd=tmp_path
     )
     assert tuned.returncode == 0, tuned.stderr
-    status = json.loads(rewardtune("status", str(tmp_path / "second"), "--json", cwd=tmp_path).stdout)
+    status = json.loads(
+        rewardtune("status", str(tmp_path / "second"), "--json", cwd=tmp_path).stdout
+    )
     assert (status["state"], status["step"]) == ("finished", 2)
     assert "finished, step 2 of 2" in rewardtune("status", "second", cwd=tmp_path).stdout
 
