@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from deploy.cluster import add_working_directory_to_path
+from deploy.cluster import add_working_directory_to_path, compilation_cache
 from deploy.config import RunConfig
 from deploy.config_file import read_config
 
@@ -70,6 +71,7 @@ def _options(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     add_working_directory_to_path()
+    os.environ.update(compilation_cache())
 
 
 @app.command()

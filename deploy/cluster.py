@@ -87,9 +87,7 @@ def _python_path() -> str:
 
 def actor_options(resources: Resources, name: str) -> dict[str, Any]:
     """Ray's options for a role's process."""
-    environment = thread_environment(resources.threads)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewardtune" / "xla"
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    environment = thread_environment(resources.threads) | compilation_cache()
     options: dict[str, Any] = {
         "name": name,
         "num_cpus": resources.num_cpus,
@@ -102,6 +100,13 @@ def actor_options(resources: Resources, name: str) -> dict[str, Any]:
     if resources.labels:
         options["label_selector"] = dict(resources.labels)
     return options
+
+
+def compilation_cache() -> dict[str, str]:
+    """Where JAX keeps compiled programs, for all processes of a machine and the next run."""
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewardtune" / "xla"
+    return {variable: os.environ.get(variable, str(default))}
 
 
 def check_placement(requests: Sequence[Request], config: ClusterConfig) -> None:
