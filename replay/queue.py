@@ -34,7 +34,7 @@ class QueueClosed(Exception):
     """The run is over: there will be nothing more to lease."""
 
 
-class QueueUnavailable(Exception):
+class QueueUnavailable(RuntimeError):
     """The queue did not answer; the message says what was asked and what is known."""
 
 
