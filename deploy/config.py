@@ -161,6 +161,7 @@ class RunConfig(BaseModel):
             max_deliveries=self.replay.max_deliveries,
             sample_ttl=self.actors.lease_seconds,
             score_ttl=self.rewards.lease_seconds,
+            train_ttl=self.learner.lease_seconds,
             total_groups=self.learner.steps * self.learner.groups_per_step,
         )
 
@@ -169,6 +170,8 @@ class RunConfig(BaseModel):
         values: dict[str, Any] = self.model_dump(mode="json")
         for section in ("cluster", "evaluation", "runs"):
             del values[section]
+        if self.learner.optimizer.schedule == "constant":
+            del values["learner"]["steps"]
         for section, keys in _MAY_CHANGE.items():
             for key in keys:
                 if values.get(section):
@@ -180,7 +183,7 @@ class RunConfig(BaseModel):
 _MAY_CHANGE = {
     "actors": ("count", "deadline_seconds", "lease_seconds", "resources"),
     "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
-    "learner": ("steps", "checkpoint_every", "keep_checkpoints", "resources"),
+    "learner": ("checkpoint_every", "keep_checkpoints", "lease_seconds", "resources"),
 }
 
 

@@ -4,7 +4,6 @@ Which examples a step sees is a pure function of (seed, step), so a resumed run 
 had never stopped.
 """
 
-import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -14,16 +13,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from learner.objectives import LikelihoodBatch
+from replay.tickets import seed_of
 from vision.tasks.task import Example, Task
 
 Loaded = TypeVar("Loaded")
 BATCHES_AHEAD = 4
-
-
-def derived_seed(run_seed: int, name: str, ordinal: int) -> int:
-    """A uint64 that depends on all three and on nothing else."""
-    text = f"{run_seed}/{name}/{ordinal}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 class TrainingExamples:
@@ -57,9 +51,9 @@ class TrainingExamples:
                 self._task.load(
                     "train",
                     self.example_id(ordinal),
-                    derived_seed(self._seed, "augmentation", ordinal),
+                    seed_of(self._seed, "augmentation", ordinal),
                 ),
-                derived_seed(self._seed, "target", ordinal),
+                seed_of(self._seed, "target", ordinal),
             )
             for ordinal in self._ordinals(step)
         ]
@@ -75,7 +69,7 @@ class TrainingExamples:
         )
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        random = np.random.default_rng(derived_seed(self._seed, "epoch", epoch))
+        random = np.random.default_rng(seed_of(self._seed, "epoch", epoch))
         return random.permutation(len(self._ids))
 
     def _ordinals(self, step: int) -> range:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner.batches import LoadedAhead, TrainingExamples, derived_seed
+from learner.batches import LoadedAhead, TrainingExamples
 from learner.config import EncoderWarmupConfig, OptimizerConfig
 from learner.optimizer import make_optimizer
 from learner.progress import ProgressDisplay
@@ -24,6 +24,7 @@ from learner.train_state import (
     make_mesh,
     make_train_step,
 )
+from replay.tickets import seed_of
 from vision.models.config import ModelConfig
 from vision.models.sequence import SequenceModel
 from vision.tasks.task import Example, Task
@@ -75,7 +76,7 @@ def warm_up_encoder(
             f"encoder_warmup: {type(task).__name__} has no dense_targets and class_names;"
             " set encoder_warmup to null"
         )
-    examples = TrainingExamples(task, derived_seed(seed, "warmup", 0), config.batch_size)
+    examples = TrainingExamples(task, seed_of(seed, "warmup", 0), config.batch_size)
 
     def load(step: int) -> DenseBatch:
         loaded = [example for example, _ in examples.load(step)]
@@ -151,7 +152,7 @@ def make_dense_loss(model_config: ModelConfig, classes: int) -> LossFunction:
 
 def _linear_head(config: ModelConfig, classes: int, seed: int) -> dict[str, jax.Array]:
     width, outputs = config.encoder.width, classes + 1 + 4
-    key = jax.random.key(derived_seed(seed, "warmup head", 0) >> 1)
+    key = jax.random.key(seed_of(seed, "warmup head", 0) >> 1)
     kernel = jax.random.normal(key, (width, outputs)) * width**-0.5
     # Boxes start in the middle of the image.
     bias = jnp.zeros(outputs).at[classes + 1 :].set(0.5)
