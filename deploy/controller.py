@@ -210,12 +210,29 @@ class Controller:
         self._on_status(status)
 
     def _replace_silent(self, stats: Stats) -> None:
-        """A worker whose leases ran out is stopped, stuck or gone, whatever Ray thinks of it."""
+        """A worker whose leases ran out, or that does not answer, is stopped or stuck.
+
+        Ray does not notice: to it, the process lives.
+        """
         for worker in self._workers:
             expired = stats.expired_by_worker.get(worker.name, 0)
-            if expired > self._expired.get(worker.name, 0) and worker.running is not None:
-                worker.replace("showed no sign of life while it held work")
+            if worker.running is not None:
+                if expired > self._expired.get(worker.name, 0):
+                    worker.replace("showed no sign of life while it held work")
+                elif worker.silent_seconds > self._patience(worker.role):
+                    worker.replace(f"has not answered for {worker.silent_seconds:.0f} s")
             self._expired[worker.name] = expired
+
+    def _patience(self, role: str) -> float:
+        """Seconds after which a worker that does not answer is replaced."""
+        config = self._config
+        assert config.rewards is not None
+        return {
+            "learner": config.learner.lease_seconds,
+            "sampler": config.actors.lease_seconds,
+            "reward": config.rewards.lease_seconds,
+            "evaluator": config.actors.deadline_seconds,
+        }[role]
 
     def _finish_evaluations(
         self, queue: RayReplayQueue, weights: RayWeights, stop: StopRequest

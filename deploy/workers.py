@@ -1,7 +1,7 @@
 """Worker processes as the controller sees them: started, watched, replaced.
 
-Invariant: a worker has one actor and at most one `run` call. When its process ends, or its leases
-expire while it seems alive, its work is given back, and the same actor is started again by Ray.
+Invariant: a worker has one actor and at most one `run` call. When its process ends, its leases
+expire or it no longer answers, its work is given back, and the same actor is started again by Ray.
 """
 
 import logging
@@ -53,6 +53,7 @@ class Worker:
     since: float = 0.0
     status: Mapping[str, Any] = field(default_factory=dict)
     status_call: Any = None
+    asked: float = 0.0
     failures: deque[tuple[float, str]] = field(default_factory=deque)
 
     @property
@@ -141,6 +142,12 @@ class Worker:
                 logger.debug("no status of %s: %s", self.name, error)
         if self.status_call is None:
             self.status_call = self.handle.status.remote()
+            self.asked = time.monotonic()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long it has not answered a question; 0 when none is open."""
+        return 0.0 if self.status_call is None else time.monotonic() - self.asked
 
     def replace(self, reason: str) -> None:
         """Ends the process, which may be stopped or stuck; Ray then starts it anew."""
