@@ -36,7 +36,7 @@ class FaultyReward(SmoothReward):
     be told from lasting ones.
     """
 
-    def __init__(self, task: Task, fault: str, every: int = 8, marks: str = "", once: bool = False):
+    def __init__(self, task: Task, fault: str, every: int = 6, marks: str = "", once: bool = False):
         super().__init__(task)
         self._fault, self._every, self._once = fault, every, once
         self._marks = Path(marks) if marks else None

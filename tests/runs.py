@@ -145,7 +145,10 @@ def signal_worker(status: Mapping[str, Any], name: str, number: int) -> bool:
     """Signals a running worker of a run; whether there was one."""
     for worker in status["workers"]:
         if worker["name"] == name and worker["state"] == "running" and worker["pid"]:
-            os.kill(worker["pid"], number)
+            try:
+                os.kill(worker["pid"], number)
+            except ProcessLookupError:  # it died since the status was taken
+                return False
             return True
     return False
 

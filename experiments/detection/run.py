@@ -32,12 +32,11 @@ def tunings() -> dict[str, tuple[str, list[str]]]:
         runs[f"map_seed{seed}"] = (MAP, [f"seed={seed}"])
     for seed in (0, 1, 2):
         runs[f"recall_seed{seed}"] = (RECALL, [f"seed={seed}"])
-    runs["map_long"] = (MAP, ["learner.steps=4000", "evaluation.every=250"])
+    runs["map_long"] = (MAP, ["learner.steps=3000", "evaluation.every=250"])
     # Equal reward queries: 8 samples of 16 images, or 2 samples of 64 images, for as many steps.
-    k2 = ["learner.samples_per_group=2", "learner.groups_per_step=64"]
-    runs["map_k2_of_64"] = (MAP, [*k2])
-    k2 = ["learner.samples_per_group=2", "learner.steps=1200", "evaluation.every=200"]
-    runs["map_k2_of_16"] = (MAP, [*k2])
+    k2 = ["learner.samples_per_group=2", "learner.groups_per_step=64", "learner.steps=300"]
+    runs["k2_of_64"] = (MAP, k2)
+    runs["k8_of_16"] = (MAP, ["learner.steps=300"])
     for lag in (0, 1, 4, 16):
         for weights in ("plain", "weighted"):
             cap = "2.0" if weights == "weighted" else "null"
@@ -47,7 +46,7 @@ def tunings() -> dict[str, tuple[str, list[str]]]:
                     f"replay.policy_lag={lag}",
                     f"learner.reinforce.max_importance_weight={cap}",
                     "learner.optimizer.learning_rate=3.0e-5",
-                    "learner.steps=200",
+                    "learner.steps=120",
                 ],
             )
     return runs
@@ -103,7 +102,7 @@ def run_likelihood_continued() -> dict[str, Any]:
             f"name={name}",
             f"runs={RUNS}",
             "pretrain.encoder_warmup=null",
-            "pretrain.steps=3000",
+            "pretrain.steps=2500",
             f"pretrain.optimizer.learning_rate={rate}",
         ]
         seconds = rewardtune(arguments)
