@@ -26,7 +26,7 @@ import numpy as np
 
 RESULT = Path(__file__).parent / "results" / "sampler.json"
 GROUPS, REPEATS = 16, 31
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 def parameters_that_end(config: Any, end_token: int, first_tokens: int, boxes: float) -> Any:

@@ -189,12 +189,14 @@ _MAY_CHANGE = {
 
 def thread_environment(threads: int) -> dict[str, str]:
     """Environment variables that cap a process's compute threads."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    eigen = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
     count = str(threads)
+    eigen = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
     return {
         "OMP_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
         "NUMBA_NUM_THREADS": count,
-        "XLA_FLAGS": f"{flags} {eigen} intra_op_parallelism_threads={count}".strip(),
+        # The size of XLA's thread pool on a CPU.
+        "NPROC": count,
+        # Of a flag that is given twice the last counts.
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {eigen}".strip(),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from protos.trajectory import FailureKind
 from replay.lease_keeper import LeaseKeeper
-from replay.queue import Lease, Stage
+from replay.queue import Lease, QueueUnavailable, Stage
 
 WAIT = 60.0  # only a broken keeper waits so long
 TTL = 0.03
@@ -27,7 +27,7 @@ class RecordingQueue:
             self.renewed.append(frozenset(lease_ids))
             self._changed.notify_all()
         if self.unreachable:
-            raise ConnectionError("no answer")
+            raise QueueUnavailable("no answer")
         return list(lease_ids)
 
     def fail(self, items):
@@ -168,7 +168,7 @@ def test_a_queue_that_refuses_the_failure_does_not_save_a_stuck_worker(kept):
     queue, keeper, clock, stuck = kept
 
     def refuse(items):
-        raise ConnectionError("no answer")
+        raise QueueUnavailable("no answer")
 
     queue.fail = refuse
     # The thread ends with the refusal; that it says so is not what this test is about.
