@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from tensorboardX import SummaryWriter
+
 from actors.config import EvaluationConfig
 from actors.engine import Engine
 from actors.evaluation import evaluate_policy, split_examples
@@ -53,9 +55,14 @@ class Evaluator:
         self._run_directory = run_directory
         self._stopping = False
         self._examples = split_examples(task, config.split, config.examples)
+        self._events = SummaryWriter(str(run_directory / "tensorboard" / "evaluation"))
         done = read_evaluations(run_directory)
-        self._best = max((line[task.headline] for line in done), default=float("-inf"))
+        comparable = [line for line in done if self._same_examples(line)]
+        self._best = max((line[task.headline] for line in comparable), default=float("-inf"))
         self.status: dict[str, Any] = done[-1] if done else {}
+
+    def _same_examples(self, line: dict[str, Any]) -> bool:
+        return (line["split"], line["examples"]) == (self._config.split, len(self._examples))
 
     def stop(self) -> None:
         """Ends `run` after the evaluation at hand."""
@@ -71,8 +78,6 @@ class Evaluator:
         return self.status
 
     def _evaluate(self, version: int) -> None:
-        if any(line["step"] == version for line in read_evaluations(self._run_directory)):
-            return  # a resumed run publishes its first version again
         began = time.monotonic()
         _, params = self._weights.load(version)
         metrics = evaluate_policy(
@@ -81,21 +86,27 @@ class Evaluator:
         line = {
             "step": version,
             "split": self._config.split,
+            "examples": len(self._examples),
             "seconds": round(time.monotonic() - began, 3),
             **metrics,
         }
-        with (self._run_directory / EVALUATIONS_FILE).open("a") as file:
-            file.write(json.dumps(line) + "\n")
         if metrics[self._task.headline] > self._best:
             self._best = metrics[self._task.headline]
             save_npz(self._run_directory / BEST_FILE, params)
+        with (self._run_directory / EVALUATIONS_FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{self._config.split}/{name}", value, version)
+        self._events.flush()
         self.status = line
         logger.info("evaluated version %d: %s", version, metrics)
 
 
 def read_evaluations(run_directory: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run so far, oldest first."""
+    """The evaluations of a run so far, by step; of a step that was evaluated again, the last."""
     path = run_directory / EVALUATIONS_FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    by_step = {line["step"]: line for line in lines}
+    return [by_step[step] for step in sorted(by_step)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from actors.engine import Engine
-from protos.trajectory import Sampled, Ticket
+from protos.trajectory import FailureKind, Sampled, Ticket
 from replay.lease_keeper import LeaseKeeper
 from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
 from vision.tasks.task import Task
@@ -100,6 +100,20 @@ class Sampler:
         finally:
             self._keeper.drop(leases)
 
+    def _images(self, tickets: list[Ticket]) -> tuple[np.ndarray, dict[int, str]]:
+        """[block, H, W, 3] float32, zero where an example is broken, and why, by ordinal."""
+        images = np.zeros((len(tickets), *self._task.image_size, 3), np.float32)
+        broken: dict[int, str] = {}
+        for row, ticket in enumerate(tickets):
+            try:
+                example = self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
+                images[row] = example.image
+            except Exception as error:  # noqa: BLE001  # costs its own group, with its reason
+                reason = f"example {ticket.example_id}: {type(error).__name__}: {error}"
+                logger.warning("%s: ordinal %d: %s", self.status.worker, ticket.ordinal, reason)
+                broken[ticket.ordinal] = reason
+        return images, broken
+
     def _sample(self, leases: list[Lease]) -> list[tuple[str, bytes]]:
         first = leases[0].ordinal // self._block * self._block
         tickets = [self._ticket(ordinal) for ordinal in range(first, first + self._block)]
@@ -107,19 +121,25 @@ class Sampler:
         version, params = self._load_weights(tickets[0].policy_version)
         self.status.loading_weights += time.monotonic() - began
         self.status.policy_version = version
-        examples = [
-            self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
-            for ticket in tickets
-        ]
+        images, broken = self._images(tickets)
         samples = self._engine.sample(
             params,
-            np.stack([example.image for example in examples]),
+            images,
             np.array([ticket.sampling_seed for ticket in tickets], dtype=np.uint64),
             self._samples_per_group,
         )
         self.status.tokens += int(samples.lengths.sum())
         payloads = []
+        failed = [
+            (lease.id, broken[lease.ordinal], FailureKind.DATA)
+            for lease in leases
+            if lease.ordinal in broken
+        ]
+        if failed:
+            self._queue.fail(failed)
         for lease in leases:
+            if lease.ordinal in broken:
+                continue
             row = lease.ordinal - first
             sampled = Sampled(
                 ticket=tickets[row],

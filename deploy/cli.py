@@ -18,7 +18,7 @@ from rich.table import Table
 
 from deploy.cluster import add_working_directory_to_path, compilation_cache
 from deploy.config import RunConfig
-from deploy.config_file import read_config
+from deploy.config_file import read_config as read_file
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,9 +57,15 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
             ):
                 raise
             print(f"rewardtune: {type(error).__name__}: {error}", file=sys.stderr)
+            print("(`rewardtune --debug ...` shows where it was raised)", file=sys.stderr)
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def read_config(path: str, overrides: list[str] | None) -> RunConfig:
+    """The config with its paths made absolute, so that it means the same everywhere."""
+    return read_file(path, overrides or [], RunConfig).with_absolute_paths()
 
 
 @app.callback()
@@ -78,7 +84,7 @@ def _options(
 @friendly
 def config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print a config resolved and checked; start nothing."""
-    resolved = read_config(config, overrides or [], RunConfig)
+    resolved = read_config(config, overrides)
     print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
 
 
@@ -88,7 +94,7 @@ def pretrain(config: ConfigPath, overrides: Overrides = None, overwrite: Overwri
     """Train a model by maximum likelihood (Algorithm 1)."""
     from deploy.runs import run_pretrain
 
-    path = run_pretrain(read_config(config, overrides or [], RunConfig), overwrite)
+    path = run_pretrain(read_config(config, overrides), overwrite)
     print_metrics("held-out metrics", json.loads((path.parent / "evaluation.json").read_text()))
     console.print(f"checkpoint: {path}")
 
@@ -99,7 +105,7 @@ def tune(config: ConfigPath, overrides: Overrides = None, overwrite: Overwrite =
     """Tune a model with rewards on Ray (Algorithm 2); run again to resume."""
     from deploy.runs import run_tune
 
-    resolved = read_config(config, overrides or [], RunConfig)
+    resolved = read_config(config, overrides)
     run_tune(resolved, overwrite)
     console.print(
         f"finished; `rewardtune report {resolved.runs / resolved.name}` shows before and after"
@@ -124,7 +130,7 @@ def evaluate(
     from deploy.config_file import ConfigError
     from deploy.runs import run_evaluate
 
-    resolved = read_config(config, overrides or [], RunConfig)
+    resolved = read_config(config, overrides)
     path = checkpoint or resolved.initial
     if path is None:
         raise ConfigError("no checkpoint: name one with --checkpoint, or set `initial`")
@@ -174,7 +180,7 @@ def demo(
     from deploy.runs import run_evaluate, run_tune
 
     overrides = [f"name={name}"] + ([f"learner.steps={steps}"] if steps else [])
-    resolved = read_config("configs/quickstart/detection_map.yaml", overrides, RunConfig)
+    resolved = read_config("configs/quickstart/detection_map.yaml", overrides)
     assert resolved.initial is not None
     console.print("The detector as maximum likelihood left it, on held-out test scenes:")
     print_metrics("before", run_evaluate(resolved, resolved.initial, "test"))

@@ -80,6 +80,8 @@ class ClusterConfig(BaseModel):
     placement_seconds: Annotated[float, Field(gt=0)] = 10.0
     """How long to wait for an autoscaler before a request that no node could ever meet is
     reported as infeasible."""
+    stop_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """The longest that the learner may take to finish its step and save it when asked to stop."""
     reply_seconds: Annotated[float, Field(gt=0)] = 60.0
     """The longest that the queue and the weight store may take to answer."""
 
@@ -136,7 +138,33 @@ class RunConfig(BaseModel):
                 "every step with its own policy version and would wait for ever; use 1, or "
                 "replay.mode=async"
             )
+        if self.replay.mode == "async":
+            self._check_publishing_keeps_up()
+        if self.initial_transfer and self.initial is None:
+            raise ValueError("initial_transfer is set, but no `initial` to transfer from")
+        if self.initial is not None and self.initial_encoder is not None:
+            raise ValueError(
+                "initial and initial_encoder are both set: the whole model's checkpoint holds an "
+                "encoder already; set one of them to null"
+            )
         return self
+
+    def _check_publishing_keeps_up(self) -> None:
+        every, bound = self.learner.publish_every, self.replay.max_policy_lag
+        if every > bound + 1:
+            raise ValueError(
+                f"learner.publish_every is {every} and replay.max_policy_lag {bound}: every group "
+                f"would be too old to train before a new policy is published; use at most "
+                f"{bound + 1}"
+            )
+
+    def with_absolute_paths(self) -> "RunConfig":
+        """The same with every path absolute: other processes have other working directories.
+
+        A path that is not there from the working directory, but from the repository, means that.
+        """
+        absolute: RunConfig = _absolute(self)
+        return absolute.model_copy(update={"runs": Path.cwd() / self.runs})
 
     @property
     def lag(self) -> int:
@@ -173,18 +201,35 @@ class RunConfig(BaseModel):
         if self.learner.optimizer.schedule == "constant":
             del values["learner"]["steps"]
         for section, keys in _MAY_CHANGE.items():
-            for key in keys:
-                if values.get(section):
-                    values[section].pop(key, None)
+            for key in keys if values.get(section) else ():
+                values[section].pop(key, None)
+        for section in ("actors", "learner"):
+            # The kind of device and the number of threads decide the last bit.
+            resources = values[section].pop("resources")
+            values[section]["computes_on"] = [resources["num_gpus"] > 0, resources["threads"]]
         return values
 
 
 # How many workers do the work, how it is watched and how long it goes on changes no step's result.
 _MAY_CHANGE = {
-    "actors": ("count", "deadline_seconds", "lease_seconds", "resources"),
+    "actors": ("count", "deadline_seconds", "lease_seconds"),
     "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
-    "learner": ("checkpoint_every", "keep_checkpoints", "lease_seconds", "resources"),
+    "learner": ("checkpoint_every", "keep_checkpoints", "lease_seconds"),
+    "pretrain": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),
 }
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        changed = {name: _absolute(getattr(value, name)) for name in type(value).model_fields}
+        return value.model_copy(update=changed)
+    if isinstance(value, Path) and not value.is_absolute():
+        here = Path.cwd() / value
+        return REPOSITORY / value if not here.exists() and (REPOSITORY / value).exists() else here
+    return value
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.2
 STATUS_SECONDS = 1.0
-STOP_SECONDS = 60.0
 SERVICE = Resources(num_cpus=0)
 # Beside those that samples are made with: the one that is being read while the next arrives.
 SPARE_VERSIONS = 2
@@ -128,22 +127,21 @@ class Controller:
         self._watch(queue, lambda: weights.newest_version() is not None or stop.requested)
         for worker in others:
             worker.begin()
-        asked_to_stop = False
+        give_up = float("inf")
         while learner.finished is None:
             self._check(queue)
-            if stop.requested and not asked_to_stop:
-                learner.ask_to_stop()
-                asked_to_stop = True
-                give_up = time.monotonic() + STOP_SECONDS
-            if asked_to_stop and time.monotonic() > give_up:
+            if stop.requested:
+                give_up = min(give_up, time.monotonic() + self._config.cluster.stop_seconds)
+                learner.ask_to_stop()  # each time: it may have been started anew
+            if time.monotonic() > give_up:
                 raise TimeoutError(
-                    f"the learner did not stop within {STOP_SECONDS:g} s; the run resumes from "
-                    "its last checkpoint"
+                    f"the learner did not stop within {self._config.cluster.stop_seconds:g} s; "
+                    "the run resumes from its last checkpoint"
                 )
             time.sleep(TICK_SECONDS)
         if learner.finished["state"] == "finished":
             self._finish_evaluations(queue, weights, stop)
-        self._report(queue, final=True)
+        self._report(queue)
         self._stop_workers(queue)
         return learner.finished
 
@@ -187,9 +185,7 @@ class Controller:
         limit = self._config.cluster.start_seconds
         for role in {worker.role for worker in self._workers}:
             workers = [worker for worker in self._workers if worker.role == role]
-            waiting = [
-                worker for worker in workers if worker.started is not None and not worker.restarts
-            ]
+            waiting = [worker for worker in workers if worker.started is not None]
             if len(waiting) < len(workers):
                 continue
             oldest = min(worker.since for worker in waiting)
@@ -201,7 +197,7 @@ class Controller:
                     f"free now: {ray.available_resources()}"
                 )
 
-    def _report(self, queue: RayReplayQueue, final: bool = False) -> None:
+    def _report(self, queue: RayReplayQueue) -> None:
         self._last_status = time.monotonic()
         stats = queue.stats()
         self._replace_silent(stats)

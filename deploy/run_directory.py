@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def open_run_directory(config: RunConfig, overwrite: bool = False) -> Iterator[P
         lock.flush()
         try:
             if overwrite:
-                _remove_contents(directory)
+                _remove_run(directory)
             _write_config(config, directory)
         except OSError as error:
             raise RunDirectoryError(
@@ -59,12 +60,13 @@ def open_run_directory(config: RunConfig, overwrite: bool = False) -> Iterator[P
         yield directory
 
 
-def _remove_contents(directory: Path) -> None:
-    import shutil
-
-    for path in directory.iterdir():
-        if path.name == LOCK_FILE:
-            continue
+def _remove_run(directory: Path) -> None:
+    contents = [path for path in directory.iterdir() if path.name != LOCK_FILE]
+    if contents and not (directory / CONFIG_FILE).is_file():
+        raise RunDirectoryError(
+            f"{directory} holds files but no run (no {CONFIG_FILE}): --overwrite removes runs only"
+        )
+    for path in contents:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
     if config.pretrain is None:
         raise ConfigError("pretrain: missing; this config only tunes")
     task = build_task(config.task)
+    prepare_data(task)
     model = config.model.build(task)
     check_split(task, "train", config.pretrain.batch_size, "pretrain.batch_size")
     params = _starting_params(config, model)
@@ -48,14 +50,29 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
             task, model, config.pretrain, directory, config.seed, evaluate, params, None
         )
         save_npz(directory / FINAL_FILE, trained)
-        record = {
-            "split": config.evaluation.split,
-            "examples": len(examples),
-            "seconds": round(time.monotonic() - began, 1),
-            **last,
-        }
-        write_atomically(directory / "evaluation.json", json.dumps(record, indent=1))
+        if last:  # empty when the run had been finished before
+            record = {
+                "split": config.evaluation.split,
+                "examples": len(examples),
+                "seconds": round(time.monotonic() - began, 1),
+                **last,
+            }
+            write_atomically(directory / "evaluation.json", json.dumps(record, indent=1))
     return directory / FINAL_FILE
+
+
+def prepare_data(task: Task) -> None:
+    """Makes what the data needs at first use, and shows that it does."""
+    displays: dict[str, ProgressDisplay] = {}
+    with ExitStack() as stack:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in displays:
+                display = ProgressDisplay(f"generating {what} data", total)
+                displays[what] = stack.enter_context(display)
+            displays[what].update(done)
+
+        task.prepare(show)
 
 
 def _starting_params(config: RunConfig, model: Any) -> Any | None:
@@ -79,6 +96,8 @@ def run_tune(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     """
     from deploy.controller import Controller
 
+    prepare_data(build_task(config.task))
+    prepare_data(build_task(config.task))
     task = check_tune(config)
     with (
         open_run_directory(config, overwrite),
@@ -118,6 +137,7 @@ def run_evaluate(
     from vision.models.checkpoint import load_npz
 
     task: Task = build_task(config.task)
+    prepare_data(task)
     check_split(task, split, 1, "split")
     params = load_npz(resolve_checkpoint(checkpoint), config.model.build(task))
     engine = build_engine(config, task, end_token_bias)

@@ -75,7 +75,7 @@ class Worker:
 
         Raises:
           WorkerError: it failed too often.
-          Exception: what the role's `run` raised, where retrying cannot help (see `_raised`).
+          Exception: what the role's `run` raised, where retrying cannot help.
         """
         if self.finished is not None:
             return
@@ -113,6 +113,8 @@ class Worker:
             self._failed(f"{type(cause).__name__}: {cause}", on_death)
         except RayActorError as error:
             self._failed(f"process {self.where.get('pid')} died: {_first_line(error)}", on_death)
+        except RayError as error:
+            self._failed(f"{type(error).__name__}: {_first_line(error)}", on_death)
 
     def _failed(self, reason: str, on_death: Callable[["Worker", str], None]) -> None:
         now = time.monotonic()

@@ -16,10 +16,11 @@ class GroupShapeError(ValueError):
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """One ordinal's outcome; `scored` is None for a quarantined group."""
+    """One ordinal's outcome; `scored` is None for a quarantined group, which has its reasons."""
 
     ordinal: int
     scored: ScoredGroup | None
+    reasons: tuple[str, ...] = ()
 
 
 def group_batch(
@@ -65,5 +66,11 @@ def _fill(batch: GroupBatch, row: int, task: Task, scored: ScoredGroup, split: s
         batch.scored[row, sample] = True
         batch.rewards[row, sample] = outcome.reward
         for name, array in batch.auxiliary.items():
-            if name in outcome.auxiliary:
-                array[row, sample] = outcome.auxiliary[name]
+            given = outcome.auxiliary.get(name)
+            if given is not None and given.shape != array.shape[2:]:
+                raise GroupShapeError(
+                    f"ordinal {ticket.ordinal}: {name} has shape {list(given.shape)}, the task's "
+                    f"auxiliary loss takes {list(array.shape[2:])}"
+                )
+            if given is not None:
+                array[row, sample] = given

@@ -63,7 +63,7 @@ class NonFiniteError(ArithmeticError):
     """The loss or the gradient of a batch is NaN or infinite; names what the batch was made of."""
 
     def __init__(self, step: int, values: Mapping[str, float], ordinals: Sequence[Any]) -> None:
-        self.step = step
+        self.step, self.values = step, dict(values)
         self.ordinals = tuple(ordinals)
         found = ", ".join(f"{name} = {value}" for name, value in values.items())
         super().__init__(
@@ -71,6 +71,10 @@ class NonFiniteError(ArithmeticError):
             f" The batch held {list(self.ordinals)}. Look at these examples and their rewards;"
             " if they are sound, a lower learning rate or clip_norm may be right."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It has to reach the driver from the learner's process."""
+        return type(self), (self.step, self.values, self.ordinals)
 
 
 def create_train_state(params: Any, optimizer: Any) -> TrainState:

@@ -18,7 +18,7 @@ from learner.checkpoints import CheckpointError, Checkpoints
 from learner.config import TuneConfig
 from learner.group_batches import TrainingGroup, group_batch
 from learner.metrics import MetricsWriter
-from learner.objectives import TokenRules, make_reinforce_loss
+from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
 from learner.pretrain import CHECKPOINTS_DIRECTORY, model_apply
 from learner.stop import StopRequest
@@ -37,6 +37,11 @@ from vision.tasks.task import Task
 
 WORKER = "learner"
 FINAL_FILE = "final.npz"
+EMPTY_STEPS_ALLOWED = 3
+
+
+class NothingToTrainError(RuntimeError):
+    """Step after step, no group could be scored."""
 
 
 class WeightPublisher(Protocol):
@@ -86,6 +91,7 @@ class Learner:
             config.microbatches,
         )
         self._dropped = 0
+        self._empty_steps = 0
         self.status: dict[str, Any] = {"step": 0, "steps": config.steps, "state": "starting"}
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
@@ -105,7 +111,8 @@ class Learner:
                 checkpoints.wait()
             with MetricsWriter(self._run_directory, first) as metrics:
                 for version, params in policies:
-                    self._weights.publish(version, params, self._config.weights_dtype, False)
+                    last = version == self._config.steps
+                    self._weights.publish(version, params, self._config.weights_dtype, last)
                 self._queue.restart(frontier)
                 self._loop(state, policies, checkpoints, metrics, stop)
         return self.status
@@ -129,6 +136,8 @@ class Learner:
             collected = time.monotonic()
             self.status["state"] = "training"
             batch = group_batch(self._task, groups, config.samples_per_group)
+            self._check_something_to_train(done, groups, batch)
+            loaded = time.monotonic()
             state, values = self._train_step(state, batch, frozen)
             fetched = {name: float(value) for name, value in values.items()}
             check_finite(fetched, done, [group.ordinal for group in groups])
@@ -143,7 +152,8 @@ class Learner:
             fetched |= {
                 "optimizer/learning_rate": rate,
                 "seconds/waiting": collected - began,
-                "seconds/training": trained - collected,
+                "seconds/loading": loaded - collected,
+                "seconds/training": trained - loaded,
                 "seconds/publishing": time.monotonic() - trained,
                 "groups/stale_dropped": float(self._dropped),
             }
@@ -162,21 +172,41 @@ class Learner:
         """The next G groups by ordinal; None when asked to stop."""
         wanted = self._config.groups_per_step
         groups: list[TrainingGroup] = []
+        held: dict[int, str] = {}
         while len(groups) < wanted:
             if stop.requested:
                 return None
+            self._queue.renew(list(held.values()))
             leases = self._queue.lease(Stage.TO_TRAIN, wanted - len(groups), None, WORKER, wait=0.5)
             stale = []
             for lease in leases:
+                if lease.ordinal in held:  # its lease ran out here: it is in the batch already
+                    continue
                 scored = None if lease.payload is None else ScoredGroup.from_bytes(lease.payload)
                 if scored is not None and self._is_stale(step, scored):
                     stale.append(lease.ordinal)
                 else:
-                    groups.append(TrainingGroup(lease.ordinal, scored))
+                    held[lease.ordinal] = lease.id
+                    groups.append(TrainingGroup(lease.ordinal, scored, lease.reasons))
             if stale:
                 self._dropped += len(stale)
                 self._queue.ack([], dropped=stale)
         return sorted(groups, key=lambda group: group.ordinal)
+
+    def _check_something_to_train(
+        self, step: int, groups: list[TrainingGroup], batch: GroupBatch
+    ) -> None:
+        """A reward that never works would otherwise count as a run that learned nothing."""
+        if np.any(batch.scored.sum(axis=1) >= 2):
+            self._empty_steps = 0
+            return
+        self._empty_steps += 1
+        if self._empty_steps >= EMPTY_STEPS_ALLOWED:
+            reasons = [reason for group in groups for reason in group.reasons][-3:]
+            raise NothingToTrainError(
+                f"step {step}: no group of the last {self._empty_steps} steps had two scored "
+                f"samples. The last reasons: {reasons or 'the samples were not scored, see logs/'}"
+            )
 
     def _is_stale(self, step: int, scored: ScoredGroup) -> bool:
         if self._max_staleness is None:
@@ -212,6 +242,11 @@ class Learner:
             return state, policies, Frontier()
         like = self._with_policies(state, [state.params] * self._kept_policies)
         saved, extra = checkpoints.restore(like)
+        if int(saved.step) > self._config.steps:
+            raise CheckpointError(
+                f"{self._run_directory} has been trained for {int(saved.step)} steps, more than "
+                f"learner.steps {self._config.steps}; ask for more, or give this run another name"
+            )
         if extra["identity"] != self._identity:
             raise CheckpointError(
                 f"{self._run_directory} holds a run of other settings at step {int(saved.step)}: "

@@ -9,12 +9,12 @@ import asyncio
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 WIRE_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -124,12 +124,19 @@ class WeightStore:
         """Takes over a version; `last` marks the run's final one, which is always evaluated."""
         reference = await asyncio.to_thread(ray.put, dict(arrays))
         async with self._changed:
+            self._forget_after(manifest.version)
             self._versions[manifest.version] = (manifest, [reference])
             due = self._evaluate_every and (manifest.version % self._evaluate_every == 0 or last)
             if due and manifest.version not in self._to_evaluate:
                 self._to_evaluate.append(manifest.version)
             self._forget_old()
             self._changed.notify_all()
+
+    def _forget_after(self, version: int) -> None:
+        """A learner that went back to a checkpoint makes what it had published after it anew."""
+        for later in [held for held in self._versions if held > version]:
+            del self._versions[later]
+        self._to_evaluate = [waiting for waiting in self._to_evaluate if waiting <= version]
 
     def _forget_old(self) -> None:
         newest = sorted(self._versions)[-self._keep :]
@@ -175,14 +182,6 @@ class WeightStore:
         return list(self._to_evaluate)
 
 
-class WeightReader(Protocol):
-    """How samplers and the evaluator read weights."""
-
-    def load(self, version: int | None) -> tuple[int, dict[str, Any]]:
-        """A version (None: the newest) and its parameter tree."""
-        ...
-
-
 class RayWeights:
     """The store as its clients see it, over a Ray actor handle.
 
@@ -201,6 +200,11 @@ class RayWeights:
             raise WeightsError(
                 f"the weight store did not answer '{what}' within {self._timeout:g} s; is its "
                 f"node overloaded or lost? The cluster has {ray.available_resources()} free"
+            ) from error
+        except RayActorError as error:
+            raise WeightsError(
+                f"the weight store could not answer '{what}': its actor died or is out of reach. "
+                f"The run resumes from its last checkpoint. Ray says: {error}"
             ) from error
 
     def publish(self, version: int, params: Mapping[str, Any], dtype: str, last: bool) -> None:

@@ -47,22 +47,6 @@ def balanced_class_weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(weights / weights.mean())
 
 
-def confidence_targets(
-    valid: NDArray[np.bool_], match_iou: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Targets of the supervised confidence loss over the tokens 0, 1 and 2.
-
-    Args:
-      valid: [..., M] bool, False where the sequence is padding.
-      match_iou: [..., M] float32 in [0, 1].
-    Returns:
-      [..., M, 3] float32: (0, 1 - iou, iou) for a box, (1, 0, 0) for padding.
-    """
-    valid = np.asarray(valid, bool)
-    iou = np.where(valid, match_iou, 0.0)
-    return np.stack([~valid, valid * (1.0 - iou), iou], axis=-1).astype(np.float32)
-
-
 class _MatchingReward:
     """What both rewards share: weights in, one batched matching, outcomes out."""
 

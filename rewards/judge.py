@@ -4,7 +4,6 @@ Invariant: what comes back is either one finite `Scored`, `Abstained` or `Failed
 `GroupFailure` with its reason. A failure is never a number.
 """
 
-import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from vision.tasks.task import Example
 
 # A reason travels with its group and stands in the logs; a whole array's repr should not.
 _MAX_REASON = 500
+# The learner computes in float32.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class RewardContractError(ValueError):
@@ -108,7 +109,7 @@ def _checked(reward: Reward, index: int, outcome: object) -> Outcome:
                 "number"
             )
         value = value.item()
-    if not math.isfinite(value):
+    if not abs(value) <= _LARGEST:  # NaN is not, either
         return Failed(f"{name} gave the reward {value}", FailureKind.DATA)
     missing = [wanted for wanted in reward.provides if wanted not in outcome.auxiliary]
     if missing:

@@ -10,7 +10,6 @@ from rewards.detection import (
     MeanAveragePrecisionReward,
     RecallReward,
     balanced_class_weights,
-    confidence_targets,
 )
 from vision.tasks.boxes import Boxes, BoxLayout, Detections
 from vision.tasks.task import Example
@@ -168,9 +167,3 @@ def test_options_and_predictions_out_of_range_are_named():
         )
     with pytest.raises(ValueError, match="labels holds class 2"):
         RecallReward(TASK).score([example([[0, 0, 1, 1]], [0])], [detections([[0, 0, 1, 1]], [2])])
-
-
-def test_confidence_targets_are_distributions():
-    targets = confidence_targets(np.array([True, True, False]), np.array([0.75, 0.0, 0.9]))
-    np.testing.assert_allclose(targets, [[0, 0.25, 0.75], [0, 1, 0], [1, 0, 0]])
-    assert targets.dtype == np.float32

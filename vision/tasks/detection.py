@@ -1,6 +1,6 @@
 """Object detection as sequences of tokens (the paper's section 4.2), and how it is judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vision.data.augment import AugmentOptions, augment
 from vision.data.config import DataOptions, ScenesOptions
-from vision.data.detection import DetectionSource, open_source
+from vision.data.detection import DetectionSource, open_source, prepare
 from vision.data.images import resize_rgb, to_model
 from vision.tasks.boxes import (
     CLASS_SLOT,
@@ -81,6 +81,10 @@ class DetectionTask:
             config.coordinate_buckets + 1,
         )
         self.auxiliary_arrays: Mapping[str, tuple[int, ...]] = {"match_iou": (config.max_boxes,)}
+
+    def prepare(self, progress: Callable[[str, int, int], None]) -> None:
+        """See `Task`: scenes are generated."""
+        prepare(self.config.data, progress)
 
     def source(self, split: str) -> DetectionSource:
         """The data of a split, opened when first asked for."""

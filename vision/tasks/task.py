@@ -5,7 +5,7 @@ may stand where, how predictions are judged on a split, and how they are drawn. 
 is the decoder's first input.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +54,14 @@ class Task(Protocol):
 
     def example_ids(self, split: str) -> Sequence[str]:
         """The ids of a split ('train', 'validation', 'test'), in a fixed order."""
+        ...
+
+    def prepare(self, progress: Callable[[str, int, int], None]) -> None:
+        """Makes what is made at first use, once for all processes of a machine.
+
+        Args:
+          progress: told (what, done, total) now and then; not called when all is there.
+        """
         ...
 
     def load(self, split: str, example_id: str, augmentation_seed: int | None) -> Example:
