@@ -72,12 +72,32 @@ class FaultyReward(SmoothReward):
 
 
 class SlowReward(SmoothReward):
-    """Takes its time, so that something can be done to its worker meanwhile."""
+    """Takes its time, on all or every so many examples, so that others overtake."""
 
-    def __init__(self, task: Task, seconds: float):
+    def __init__(self, task: Task, seconds: float, every: int = 1):
         super().__init__(task)
-        self._seconds = seconds
+        self._seconds, self._every = seconds, every
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
-        time.sleep(self._seconds)
+        number = int("".join(c for c in examples[0].example_id if c.isdigit()))
+        if number % self._every == 0:
+            time.sleep(self._seconds)
+        return super().score(examples, predictions)
+
+
+class HeldReward(SmoothReward):
+    """Keeps the first group that it sees until the learner has trained some steps without it."""
+
+    def __init__(self, task: Task, metrics: str, steps: int):
+        super().__init__(task)
+        self._metrics, self._steps = Path(metrics), steps
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+        mark = self._metrics.with_name("held")
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return super().score(examples, predictions)
+        while len(self._metrics.read_text().splitlines()) < self._steps:
+            time.sleep(0.05)
         return super().score(examples, predictions)

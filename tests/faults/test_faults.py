@@ -13,6 +13,7 @@ from deploy.cluster import PlacementError
 from deploy.workers import WorkerError
 from learner.metrics import read_metrics
 from learner.stop import StopRequest
+from learner.tune import NothingToTrainError
 from tests.integration.test_tune import assert_same_weights
 from tests.runs import SIGKILL, SIGSTOP, STEPS, Run, signal_worker
 
@@ -44,24 +45,28 @@ def test_killed_sampler_and_reward_worker_change_no_bit(tune: Tune, undisturbed:
     assert_same_weights(run, undisturbed)
 
 
-def test_a_killed_learner_resumes_to_the_same_bits(tune: Tune, undisturbed: Run) -> None:
-    changes = {"rewards.terms": SLOW, "learner.checkpoint_every": 1}
-    run = tune("killed-learner", changes, strike_once({"learner": SIGKILL}, at_step=2))
+@pytest.mark.parametrize("checkpoint_every", [1, 100])
+def test_a_killed_learner_resumes_to_the_same_bits(
+    tune: Tune, undisturbed: Run, checkpoint_every: int
+) -> None:
+    # With 100 it goes back to the start, further than the weight store keeps versions.
+    changes = {"rewards.terms": SLOW, "learner.checkpoint_every": checkpoint_every}
+    name = f"killed-learner-{checkpoint_every}"
+    run = tune(name, changes, strike_once({"learner": SIGKILL}, at_step=4))
     assert restarts(run, "learner") == 1
     assert_same_weights(run, undisturbed)
     assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
 
 
-def test_stopped_workers_are_found_by_their_leases_and_replaced(
-    tune: Tune, undisturbed: Run
-) -> None:
+@pytest.mark.parametrize("worker", ["reward", "sampler"])
+def test_stopped_workers_are_found_and_replaced(tune: Tune, undisturbed: Run, worker: str) -> None:
     changes = {
         "rewards.terms": SLOW,
         "rewards.lease_seconds": 3,
         "actors.lease_seconds": 3,
     }
-    run = tune("stopped-reward", changes, strike_once({"reward": SIGSTOP}, at_step=1))
-    assert restarts(run, "reward") >= 1
+    run = tune(f"stopped-{worker}", changes, strike_once({worker: SIGSTOP}, at_step=1))
+    assert restarts(run, worker) >= 1
     assert_same_weights(run, undisturbed)
 
 
@@ -86,6 +91,12 @@ def test_a_faulty_reward_costs_its_own_group_only(tune: Tune, fault: str, reason
     log = (run.directory / "logs" / "reward.log").read_text()
     assert reason in log
     assert re.search(r"ordinal \d+, example scene-\d+", log)
+
+
+def test_a_reward_that_never_works_ends_the_run_with_its_reason(tune: Tune) -> None:
+    faulty = {"path": "tests.odd_rewards:FaultyReward", "options": {"fault": "raises", "every": 1}}
+    with pytest.raises(NothingToTrainError, match="this example is cursed"):
+        tune("reward-never-works", {"rewards.terms": [faulty]})
 
 
 def test_nan_fails_its_sample_and_its_group_has_too_few_left(tune: Tune) -> None:

@@ -69,6 +69,28 @@ def test_async_mode_never_trains_a_group_older_than_its_bound(tune: Tune) -> Non
     assert max(line["staleness/max"] for line in read_metrics(run.directory)) <= 2
 
 
+def test_a_group_that_became_too_old_is_dropped_and_made_up_for(
+    tune: Tune, tiny_values: dict[str, Any]
+) -> None:
+    metrics = Path(tiny_values["runs"]) / "overtaken" / "metrics.jsonl"
+    held = {
+        "path": "tests.odd_rewards:HeldReward",
+        "options": {"metrics": str(metrics), "steps": 4},
+    }
+    changes = {
+        "replay.mode": "async",
+        "replay.max_policy_lag": 1,
+        "rewards.terms": [held],
+        "rewards.count": 2,
+        "rewards.groups_per_lease": 1,
+    }
+    run = tune("overtaken", changes)
+    lines = list(read_metrics(run.directory))
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert max(line["staleness/max"] for line in lines) <= 1
+    assert lines[-1]["groups/stale_dropped"] == run.statuses[-1]["queue"]["dropped"] == 1
+
+
 def test_the_evaluator_judges_the_published_versions_and_keeps_the_best(tune: Tune) -> None:
     from actors.evaluator import read_evaluations
 

@@ -228,3 +228,16 @@ def test_unknown_keys_of_a_run_name_the_nearest(key, nearest):
 def test_every_key_of_a_run_is_known_by_its_dotted_name():
     keys = set(dotted_keys(RunConfig))
     assert {"seed", "learner.optimizer.beta2_cap", "rewards.terms.path", "task.data.train"} <= keys
+
+
+def test_async_publishing_slower_than_the_staleness_bound_is_refused():
+    overrides = ["replay.mode=async", "replay.max_policy_lag=2", "learner.publish_every=4"]
+    with pytest.raises(ConfigError, match="too old to train before a new policy is published"):
+        read_config("quickstart/detection_map.yaml", overrides, RunConfig)
+
+
+def test_paths_become_absolute_so_that_every_process_means_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = read_config("quickstart/detection_map.yaml", [], RunConfig).with_absolute_paths()
+    assert config.runs == tmp_path / "runs"
+    assert config.initial.is_file()

@@ -41,7 +41,7 @@ def test_numpy_numbers_become_floats():
     assert all(type(outcome.reward) is float for outcome in result)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan"), 1e39])
 def test_reward_that_is_not_finite_fails_its_own_sample(value):
     first, second = judged([Scored(value), Scored(1.0)])
     assert isinstance(first, Failed)

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,10 @@ def test_rows_that_differ_are_refused():
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match="devices: 99 asked for, but JAX sees"):
         make_mesh(99)
+
+
+def test_a_non_finite_loss_keeps_its_ordinals_on_the_way_to_another_process():
+    error = NonFiniteError(7, {"loss/total": float("nan")}, [32, 33])
+    arrived = pickle.loads(pickle.dumps(error))
+    assert str(arrived) == str(error)
+    assert arrived.ordinals == (32, 33)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -54,6 +54,8 @@ class ThreadedQueue:
 
 class FakeTask:
     """An example is its id; a prediction is the sum of its tokens."""
+
+    auxiliary_arrays: ClassVar = {"iou": (2,)}
 
     def __init__(self):
         self.loaded: list[tuple[str, str, int]] = []
@@ -179,6 +181,7 @@ def test_the_sampled_group_travels_on_unchanged_and_seeds_the_augmentation(queue
         (KeyError("annotation"), "KeyError: 'annotation'"),
         ([Scored(1.0)], "1 outcomes for 2 predictions"),
         ([1.0, 2.0], "expected Scored, Abstained or Failed"),
+        ([Scored(1.0, {"iou": np.zeros(3, np.float32)})] * 2, "iou of shape (3,)"),
     ],
 )
 def test_a_broken_reward_quarantines_its_own_group_only(queue, odd, reason):
@@ -194,9 +197,16 @@ def test_a_broken_reward_quarantines_its_own_group_only(queue, odd, reason):
     assert (quarantined.ordinal, quarantined.stage) == (ill, "to_score")
 
 
-def test_an_infrastructure_failure_is_tried_again_before_quarantine(queue):
+@pytest.mark.parametrize(
+    "odd",
+    [
+        InfrastructureError("service is down"),
+        [Scored(1.0), Failed("service is down", FailureKind.INFRASTRUCTURE)],
+    ],
+)
+def test_an_infrastructure_failure_is_tried_again_before_quarantine(queue, odd):
     ill = 2
-    worker = work(queue, FakeReward({example_ids()[ill]: InfrastructureError("service is down")}))
+    worker = work(queue, FakeReward({example_ids()[ill]: odd}))
     reasons = outcomes(worker)[ill]
     assert len(reasons) == 2  # max_deliveries
     assert all("service is down" in reason for reason in reasons)
