@@ -75,7 +75,9 @@ def gains(results: dict[str, dict[str, Any]], reward: str) -> list[str]:
 def comparison(results: dict[str, dict[str, Any]], pattern: str) -> list[str]:
     """Validation and test figures, ranked by class, of the results that match."""
     rows = [
-        f"| {name} | {figures(result['validation']['class'])} | {figures(result['test']['class'])} |"
+        f"| {name} | "
+        + " | ".join(figures(result[s]["class"]) for s in ("validation", "test"))
+        + " |"
         for name, result in results.items()
         if re.match(pattern, name)
     ]
