@@ -8,7 +8,7 @@ its ordinals are still missing, so the numbers do not depend on who did the work
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ import numpy as np
 from actors.engine import Engine
 from protos.trajectory import FailureKind, Sampled, Ticket
 from replay.lease_keeper import LeaseKeeper
-from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
+from replay.pulling import PullingWorker, WorkerStatus
+from replay.queue import Lease, ReplayQueue, Stage
 from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -25,23 +26,15 @@ LoadWeights = Callable[[int | None], tuple[int, dict[str, Any]]]
 
 
 @dataclass
-class SamplerStatus:
+class SamplerStatus(WorkerStatus):
     """What a sampler has done so far; times in seconds."""
 
-    worker: str
-    groups: int = 0
     tokens: int = 0
     policy_version: int = -1
-    working: float = 0.0
-    waiting: float = 0.0
     loading_weights: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the status page."""
-        return asdict(self)
 
-
-class Sampler:
+class Sampler(PullingWorker):
     """Samples blocks until the queue closes or it is told to stop."""
 
     def __init__(
@@ -58,39 +51,19 @@ class Sampler:
         samples_per_group: int,
         split: str = "train",
     ):
+        self.status = SamplerStatus(worker)
+        super().__init__(queue, Stage.TO_SAMPLE, 1, self.status)
         self._task = task
         self._engine = engine
         self._engine_name = engine_name
-        self._queue = queue
         self._keeper = keeper
         self._load_weights = load_weights
         self._ticket = ticket
         self._block = block
         self._samples_per_group = samples_per_group
         self._split = split
-        self._stopping = False
-        self.status = SamplerStatus(worker)
 
-    def stop(self) -> None:
-        """Ends `run` after the block at hand."""
-        self._stopping = True
-
-    def run(self) -> dict[str, Any]:
-        """The sampler's life; returns its status when the queue has closed."""
-        while not self._stopping:
-            began = time.monotonic()
-            try:
-                leases = self._queue.lease(Stage.TO_SAMPLE, 1, None, self.status.worker, wait=1.0)
-                leased = time.monotonic()
-                self.status.waiting += leased - began
-                if leases:
-                    self._sample_block(leases)
-            except QueueClosed:
-                break
-            self.status.working += time.monotonic() - leased
-        return self.status.to_dict()
-
-    def _sample_block(self, leases: list[Lease]) -> None:
+    def _work(self, leases: list[Lease]) -> None:
         self._keeper.hold(leases)
         try:
             with self._keeper.working_on(leases):

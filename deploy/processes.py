@@ -47,6 +47,8 @@ class StuckWorkerExit:
 class _Process:
     """What all role processes have in common."""
 
+    _role: Any
+
     def __init__(self, config_json: str, worker: str):
         self.config = RunConfig.model_validate_json(config_json)
         self.worker = worker
@@ -55,6 +57,20 @@ class _Process:
         # By name: an actor that Ray may restart must not hold references to what could be gone.
         queue = ray.get_actor(actor_name(self.config, QUEUE))
         self.queue = RayReplayQueue(queue, self.config.cluster.reply_seconds)
+
+    def run(self) -> dict[str, Any]:
+        """The role's life; returns its final status."""
+        result: dict[str, Any] = self._role.run()
+        return result
+
+    def stop(self) -> None:
+        """Asks the role to end after the work at hand."""
+        self._role.stop()
+
+    def status(self) -> dict[str, Any]:
+        """The role's counters, times and last failures."""
+        result: dict[str, Any] = self._role.status.to_dict()
+        return result
 
     def describe(self) -> dict[str, Any]:
         """Where this process is; answers once it is ready to run."""
@@ -96,18 +112,6 @@ class SamplerProcess(_Process):
             samples_per_group=config.learner.samples_per_group,
         )
 
-    def run(self) -> dict[str, Any]:
-        """Samples until the queue closes."""
-        return self._role.run()
-
-    def stop(self) -> None:
-        """Asks to end after the block at hand."""
-        self._role.stop()
-
-    def status(self) -> dict[str, Any]:
-        """Counters and times."""
-        return self._role.status.to_dict()
-
 
 class RewardProcess(_Process):
     """A reward worker."""
@@ -127,18 +131,6 @@ class RewardProcess(_Process):
             worker=worker,
             groups_per_lease=rewards.groups_per_lease,
         )
-
-    def run(self) -> dict[str, Any]:
-        """Scores until the queue closes."""
-        return self._role.run()
-
-    def stop(self) -> None:
-        """Asks to end after the groups at hand."""
-        self._role.stop()
-
-    def status(self) -> dict[str, Any]:
-        """Counters, times and the last failures."""
-        return self._role.status.to_dict()
 
 
 class LearnerProcess(_Process):
@@ -193,14 +185,6 @@ class EvaluatorProcess(_Process):
             config=self.config.evaluation,
             run_directory=self.config.directory,
         )
-
-    def run(self) -> dict[str, Any]:
-        """Evaluates until told to stop."""
-        return self._role.run()
-
-    def stop(self) -> None:
-        """Asks to end after the evaluation at hand."""
-        self._role.stop()
 
     def status(self) -> dict[str, Any]:
         """The last evaluations."""

@@ -7,14 +7,14 @@ inside its group.
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from protos.trajectory import Failed, FailureKind, Outcome, Sampled, Scored, ScoredGroup
 from replay.lease_keeper import LeaseKeeper
-from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
+from replay.pulling import PullingWorker, WorkerStatus
+from replay.queue import Lease, ReplayQueue, Stage
 from rewards.judge import GroupFailure, describe, judge_group
 from rewards.reward import Reward
 from vision.tasks.task import Task
@@ -25,27 +25,19 @@ FLUSH_SECONDS = 0.05
 
 
 @dataclass
-class WorkerStatus:
-    """What a worker has done so far; times in seconds."""
+class RewardStatus(WorkerStatus):
+    """What a reward worker has done so far; times in seconds."""
 
-    worker: str
-    groups: int = 0
     failed_groups: int = 0
     failed_samples: int = 0
-    working: float = 0.0
-    waiting: float = 0.0
     last_failures: list[str] = field(default_factory=list)
 
     def failure(self, reason: str) -> None:
         """Remembers the newest reasons."""
         self.last_failures = [*self.last_failures[-4:], reason]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the status page."""
-        return asdict(self)
 
-
-class RewardWorker:
+class RewardWorker(PullingWorker):
     """Scores groups until the queue closes or it is told to stop."""
 
     def __init__(
@@ -58,35 +50,12 @@ class RewardWorker:
         groups_per_lease: int,
         split: str = "train",
     ):
+        self.status = RewardStatus(worker)
+        super().__init__(queue, Stage.TO_SCORE, groups_per_lease, self.status)
         self._task = task
         self._reward = reward
-        self._queue = queue
         self._keeper = keeper
-        self._groups_per_lease = groups_per_lease
         self._split = split
-        self._stopping = False
-        self.status = WorkerStatus(worker)
-
-    def stop(self) -> None:
-        """Ends `run` after the groups at hand."""
-        self._stopping = True
-
-    def run(self) -> dict[str, Any]:
-        """The worker's life; returns its status when the queue has closed."""
-        while not self._stopping:
-            began = time.monotonic()
-            try:
-                leases = self._queue.lease(
-                    Stage.TO_SCORE, self._groups_per_lease, None, self.status.worker, wait=1.0
-                )
-                leased = time.monotonic()
-                self.status.waiting += leased - began
-                if leases:
-                    self._score_all(leases)
-            except QueueClosed:
-                break
-            self.status.working += time.monotonic() - leased
-        return self.status.to_dict()
 
     def _apart_if_failed(self, leases: list[Lease]) -> list[Lease]:
         """A group whose delivery failed may end this process: it is scored with no others held."""
@@ -96,7 +65,7 @@ class RewardWorker:
         self._queue.release([lease.id for lease in leases if lease is not failed[0]])
         return failed[:1]
 
-    def _score_all(self, leases: list[Lease]) -> None:
+    def _work(self, leases: list[Lease]) -> None:
         leases = self._apart_if_failed(leases)
         self._keeper.hold(leases)
         done: list[tuple[Lease, ScoredGroup | GroupFailure]] = []
