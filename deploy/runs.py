@@ -13,8 +13,7 @@ from deploy.config_file import ConfigError
 from deploy.run_directory import open_run_directory, write_atomically
 from learner.progress import ProgressDisplay
 from learner.stop import StopRequest, TrainingInterrupted
-from vision.tasks.registry import build_task
-from vision.tasks.task import Task
+from vision.tasks.registry import KINDS, build_task
 
 
 def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
@@ -30,8 +29,8 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
 
     if config.pretrain is None:
         raise ConfigError("pretrain: missing; this config only tunes")
+    prepare_data(config)
     task = build_task(config.task)
-    prepare_data(task)
     model = config.model.build(task)
     check_split(task, "train", config.pretrain.batch_size, "pretrain.batch_size")
     params = _starting_params(config, model)
@@ -61,7 +60,7 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
     return directory / FINAL_FILE
 
 
-def prepare_data(task: Task) -> None:
+def prepare_data(config: RunConfig) -> None:
     """Makes what the data needs at first use, and shows that it does."""
     displays: dict[str, ProgressDisplay] = {}
     with ExitStack() as stack:
@@ -72,7 +71,8 @@ def prepare_data(task: Task) -> None:
                 displays[what] = stack.enter_context(display)
             displays[what].update(done)
 
-        task.prepare(show)
+        task_class = KINDS[config.task.kind][1]
+        task_class.prepare(config.task, show)
 
 
 def _starting_params(config: RunConfig, model: Any) -> Any | None:
@@ -96,8 +96,7 @@ def run_tune(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     """
     from deploy.controller import Controller
 
-    prepare_data(build_task(config.task))
-    prepare_data(build_task(config.task))
+    prepare_data(config)
     task = check_tune(config)
     with (
         open_run_directory(config, overwrite),
@@ -136,8 +135,8 @@ def run_evaluate(
     from deploy.processes import build_engine, resolve_checkpoint
     from vision.models.checkpoint import load_npz
 
-    task: Task = build_task(config.task)
-    prepare_data(task)
+    prepare_data(config)
+    task = build_task(config.task)
     check_split(task, split, 1, "split")
     params = load_npz(resolve_checkpoint(checkpoint), config.model.build(task))
     engine = build_engine(config, task, end_token_bias)

@@ -82,9 +82,10 @@ class DetectionTask:
         )
         self.auxiliary_arrays: Mapping[str, tuple[int, ...]] = {"match_iou": (config.max_boxes,)}
 
-    def prepare(self, progress: Callable[[str, int, int], None]) -> None:
+    @classmethod
+    def prepare(cls, config: DetectionConfig, progress: Callable[[str, int, int], None]) -> None:
         """See `Task`: scenes are generated."""
-        prepare(self.config.data, progress)
+        prepare(config.data, progress)
 
     def source(self, split: str) -> DetectionSource:
         """The data of a split, opened when first asked for."""

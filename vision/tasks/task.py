@@ -56,10 +56,12 @@ class Task(Protocol):
         """The ids of a split ('train', 'validation', 'test'), in a fixed order."""
         ...
 
-    def prepare(self, progress: Callable[[str, int, int], None]) -> None:
+    @classmethod
+    def prepare(cls, config: Any, progress: Callable[[str, int, int], None]) -> None:
         """Makes what is made at first use, once for all processes of a machine.
 
         Args:
+          config: the task's; building the task would make its data unseen.
           progress: told (what, done, total) now and then; not called when all is there.
         """
         ...
