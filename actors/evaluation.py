@@ -32,8 +32,8 @@ def greedy_predictions(
     for first in range(0, len(examples), batch_size):
         batch = [examples[min(first + i, len(examples) - 1)] for i in range(batch_size)]
         samples = engine.greedy(params, np.stack([example.image for example in batch]))
-        decoded = task.decode(samples.tokens[:, 0], samples.logprobs[:, 0])
-        predictions += decoded[: len(examples) - first]
+        for row, example in enumerate(batch[: len(examples) - first]):
+            predictions += task.decode(example, samples.tokens[row], samples.logprobs[row])
         if progress is not None:
             progress(len(predictions))
     return predictions

@@ -115,7 +115,7 @@ class RewardWorker(PullingWorker):
         ticket = sampled.ticket
         try:
             example = self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
-            predictions = self._task.decode(sampled.tokens, sampled.logprobs)
+            predictions = self._task.decode(example, sampled.tokens, sampled.logprobs)
         except Exception as error:  # noqa: BLE001  # a broken example costs its own group, typed
             return GroupFailure(FailureKind.DATA, describe(error))
         result = judge_group(self._reward, example, predictions)

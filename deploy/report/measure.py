@@ -165,8 +165,9 @@ class _Judge:
             images = np.stack([self._examples[i].image for i in filled])
             samples = self._engine.sample(params, images, seeds[filled], count)
             for row, index in enumerate(chosen):
-                decoded = self._task.decode(samples.tokens[row], samples.logprobs[row])
-                rewards.append(self._rewards(self._examples[index], decoded))
+                example = self._examples[index]
+                decoded = self._task.decode(example, samples.tokens[row], samples.logprobs[row])
+                rewards.append(self._rewards(example, decoded))
                 logprobs.append(samples.logprobs[row].sum(axis=-1, dtype=np.float64))
         return describe_rewards(np.stack(rewards), np.stack(logprobs), greedy[self._sampled])
 

@@ -45,8 +45,10 @@ def example_of(boxes: Any, labels: Any, crowd: Any = None) -> Example:
     return Example("x", np.zeros((48, 48, 3), np.float32), target)
 
 
-def certain(tokens: np.ndarray) -> np.ndarray:
-    return np.zeros(tokens.shape, np.float32)
+def read(task: DetectionTask, examples: list[Example], tokens: np.ndarray) -> list[Detections]:
+    """One sequence an example, read back as if every token had been certain."""
+    certain = np.zeros((1, task.max_length), np.float32)
+    return [task.decode(e, t[None], certain)[0] for e, t in zip(examples, tokens, strict=True)]
 
 
 LEVELS, CLASSES, MAX_BOXES = 20, 3, 4
@@ -129,7 +131,7 @@ def test_confidence_is_reinforced_only_when_asked_for(cache: Path, task: Detecti
 def test_scenes_survive_the_way_through_tokens(task: DetectionTask) -> None:
     examples = [task.load("validation", i, None) for i in task.example_ids("validation")]
     tokens = np.stack([task.target_tokens(e, seed) for seed, e in enumerate(examples)])
-    for example, found in zip(examples, task.decode(tokens, certain(tokens)), strict=True):
+    for example, found in zip(examples, read(task, examples, tokens), strict=True):
         assert example.image.shape == (48, 48, 3)
         assert example.image.dtype == np.float32
         said = {(*b, label) for b, label in zip(found.boxes.tolist(), found.labels, strict=True)}
@@ -156,18 +158,19 @@ def test_sorted_boxes_come_from_the_top_down(cache: Path) -> None:
     example = example_of([[9, 1, 20, 20], [4, 8, 9, 9], [4, 2, 9, 9]], [0, 1, 2])
     for seed in range(3):
         tokens = task.target_tokens(example, seed)
-        found = task.decode(tokens[None], certain(tokens[None]))[0]
+        found = read(task, [example], tokens[None])[0]
         assert found.labels.tolist() == [2, 1, 0]
 
 
 def test_crowds_are_not_written_and_too_many_boxes_are_cut(task: DetectionTask) -> None:
     boxes = np.tile([[0, 0, 8, 8]], (9, 1))
-    tokens = task.target_tokens(example_of(boxes, range(9), [True] * 3 + [False] * 6), 0)
+    example = example_of(boxes, range(9), [True] * 3 + [False] * 6)
+    tokens = task.target_tokens(example, 0)
     assert END not in tokens.tolist()  # six boxes fill the sequence, without an end token
-    found = task.decode(tokens[None], certain(tokens[None]))[0]
+    found = read(task, [example], tokens[None])[0]
     assert sorted(found.labels.tolist()) == [3, 4, 5, 6, 7, 8]
     tokens = task.target_tokens(example_of(boxes, range(9)), 0)
-    assert len(task.decode(tokens[None], certain(tokens[None]))[0]) == 6
+    assert len(read(task, [example], tokens[None])[0]) == 6
     tokens = task.target_tokens(example_of(boxes[:2], [0, 1], [True, True]), 0)
     assert not tokens.any()
 
@@ -175,9 +178,9 @@ def test_crowds_are_not_written_and_too_many_boxes_are_cut(task: DetectionTask) 
 def test_probabilities_are_of_the_class_token_and_of_confidence_2(task: DetectionTask) -> None:
     layout = task.layout
     tokens = layout.encode(np.zeros((2, 4), np.int32), np.array([3, 4]), np.array([2, 1]))[None]
-    logprobs = certain(tokens)
+    logprobs = np.zeros(tokens.shape, np.float32)
     logprobs[0, [4, 5, 10, 11]] = np.log([0.9, 0.8, 0.5, 0.7])
-    (found,) = task.decode(tokens, logprobs)
+    (found,) = task.decode(example_of([], []), tokens, logprobs)
     assert np.allclose(found.class_probabilities, [0.9, 0.5])
     assert np.allclose(found.confidences, [0.8, 0.3])
     assert found.confidences.dtype == np.float32
@@ -250,14 +253,14 @@ def test_every_scene_shows_each_of_its_digits_densely(task: DetectionTask) -> No
 def test_a_perfect_prediction_has_map_1_and_an_empty_one_0(task: DetectionTask) -> None:
     examples = [task.load("validation", i, None) for i in task.example_ids("validation")]
     tokens = np.stack([task.target_tokens(e, 0) for e in examples])
-    figures = task.evaluate(examples, task.decode(tokens, certain(tokens)))
+    figures = task.evaluate(examples, read(task, examples, tokens))
     assert task.headline in figures
     assert figures["mAP"] == figures["AR100"] == figures["AP50"] == pytest.approx(1)
     assert figures["boxes_per_image"] == figures["true_boxes_per_image"] > 1
-    figures = task.evaluate(examples, task.decode(0 * tokens, certain(tokens)))
+    figures = task.evaluate(examples, read(task, examples, 0 * tokens))
     assert figures["mAP"] == figures["boxes_per_image"] == 0
     with pytest.raises(ValueError, match="8 examples but 1"):
-        task.evaluate(examples, task.decode(tokens[:1], certain(tokens[:1])))
+        task.evaluate(examples, read(task, examples[:1], tokens[:1]))
 
 
 def test_the_order_of_scores_decides_over_map(task: DetectionTask) -> None:
@@ -275,7 +278,7 @@ def test_drawings_are_large_and_show_what_they_are_given(task: DetectionTask) ->
     assert true.dtype == np.uint8
     assert true.shape == (288, 288, 3)
     tokens = task.target_tokens(example, 0)[None]
-    nothing = task.draw(example, task.decode(0 * tokens, certain(tokens))[0])
+    nothing = task.draw(example, read(task, [example], 0 * tokens)[0])
     assert np.array_equal(nothing[3::6, 3::6], np.rint((example.image + 1) * 127.5))
     assert (true != nothing).any()
     odd = Detections(np.array([[192, 192, 0, 0], [5, 5, 5, 5]], np.int32),
@@ -388,7 +391,7 @@ data = dict(kind="scenes", train=20, validation=8, test=4, cache_dir={str(cache)
 task = build_task(dict(kind="detection", data=data))
 example = task.load("train", task.example_ids("train")[0], 0)
 tokens = task.target_tokens(example, 0)[None]
-task.evaluate([example], task.decode(tokens, 0.0 * tokens))
+task.evaluate([example], task.decode(example, tokens, 0.0 * tokens))
 assert "jax" not in sys.modules
 """
     root = Path(__file__).resolve().parents[2]

@@ -64,7 +64,8 @@ class FakeTask:
         self.loaded.append((split, example_id, augmentation_seed))
         return Example(example_id, np.zeros((1, 1, 3), np.float32), int(example_id))
 
-    def decode(self, tokens, logprobs):
+    def decode(self, example, tokens, logprobs):
+        assert self.loaded[-1][1] == example.example_id
         assert tokens.shape == logprobs.shape == (SAMPLES, LENGTH)
         return [int(row.sum()) for row in tokens]
 

@@ -155,8 +155,10 @@ class DetectionTask:
         confidences = random.integers(1, CONFIDENCE_LEVELS + 1, len(target))
         return self.layout.encode(target.boxes[order], target.labels[order], confidences)
 
-    def decode(self, tokens: np.ndarray, logprobs: np.ndarray) -> list[Detections]:
-        """See `Task`."""
+    def decode(
+        self, example: Example, tokens: np.ndarray, logprobs: np.ndarray
+    ) -> list[Detections]:
+        """See `Task`; boxes are read without the image."""
         boxes, labels, valid = self.layout.decode(tokens)
         probabilities = np.exp(logprobs).astype(np.float32)
         slots = probabilities.reshape(-1, self.config.max_boxes, TOKENS_PER_BOX)

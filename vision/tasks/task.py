@@ -67,7 +67,10 @@ class Task(Protocol):
         ...
 
     def load(self, split: str, example_id: str, augmentation_seed: int | None) -> Example:
-        """The example, augmented as a pure function of the seed; None: not augmented."""
+        """The example, augmented as a pure function of the seed; None: not augmented.
+
+        Several threads may call it at the same time.
+        """
         ...
 
     def allowed_tokens(self) -> np.ndarray:
@@ -85,10 +88,12 @@ class Task(Protocol):
         """[max_length] int32: the ground truth as tokens, for maximum likelihood."""
         ...
 
-    def decode(self, tokens: np.ndarray, logprobs: np.ndarray) -> list[Any]:
-        """Predictions of sampled sequences.
+    def decode(self, example: Example, tokens: np.ndarray, logprobs: np.ndarray) -> list[Any]:
+        """Predictions of the sequences that were sampled for one example.
 
         Args:
+          example: what they were sampled for; a task may need its image to read them, and must
+            not look at its target.
           tokens: [N, max_length] int32.
           logprobs: [N, max_length] float32, of the sampled tokens.
         """
