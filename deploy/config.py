@@ -214,7 +214,7 @@ class RunConfig(BaseModel):
 _MAY_CHANGE = {
     "actors": ("count", "deadline_seconds", "lease_seconds"),
     "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
-    "learner": ("checkpoint_every", "keep_checkpoints", "lease_seconds"),
+    "learner": ("checkpoint_every", "keep_checkpoints", "loading_threads", "lease_seconds"),
     "pretrain": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),
 }
 

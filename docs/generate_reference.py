@@ -36,7 +36,7 @@ nothing.
   reported at once.
 - When a run is resumed, everything that its numbers depend on must be as it was: all but
   `cluster`, `evaluation`, `runs`, the number and resources of workers, deadlines, leases, and the
-  learner's `steps`, `checkpoint_every` and `keep_checkpoints`.
+  learner's `steps`, `checkpoint_every`, `keep_checkpoints` and `loading_threads`.
 
 """
 

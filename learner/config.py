@@ -199,6 +199,9 @@ class TuneConfig(Settings):
     keep_checkpoints: Annotated[int, Field(gt=0)] = 2
     """Newest checkpoints that are kept. The best policy is kept apart, by the evaluator."""
 
+    loading_threads: Annotated[int, Field(ge=1, le=256)] = 4
+    """Examples of a step that are loaded at once: reading and decoding their images overlaps."""
+
     lease_seconds: Annotated[float, Field(gt=0)] = 600.0
     """A learner that takes longer for a step, compilation included, is taken for stuck and is
     started again from its last checkpoint."""

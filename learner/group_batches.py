@@ -1,6 +1,7 @@
 """Scored groups as the arrays of a training step."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +25,19 @@ class TrainingGroup:
 
 
 def group_batch(
-    task: Task, groups: Sequence[TrainingGroup], samples: int, split: str = "train"
+    task: Task,
+    groups: Sequence[TrainingGroup],
+    samples: int,
+    split: str = "train",
+    threads: int = 1,
 ) -> GroupBatch:
     """Stacks groups, in their order; a quarantined group is a row without scored samples.
 
+    Args:
+      threads: load so many examples at once; each has a row of its own, so the batch is the same.
     Raises:
       GroupShapeError: tokens of another number of samples or length than the run's.
+      Exception: what the task's `load` raises; of several faults, the one of the first row.
     """
     height, width = task.image_size
     shape = (len(groups), samples)
@@ -44,9 +52,15 @@ def group_batch(
             for name, size in task.auxiliary_arrays.items()
         },
     )
-    for row, group in enumerate(groups):
-        if group.scored is not None:
-            _fill(batch, row, task, group.scored, split)
+
+    def fill(row: int) -> None:
+        scored = groups[row].scored
+        if scored is not None:
+            _fill(batch, row, task, scored, split)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
+        for _ in pool.map(fill, range(len(groups))):
+            pass
     return batch
 
 

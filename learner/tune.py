@@ -135,7 +135,9 @@ class Learner:
                 break
             collected = time.monotonic()
             self.status["state"] = "training"
-            batch = group_batch(self._task, groups, config.samples_per_group)
+            batch = group_batch(
+                self._task, groups, config.samples_per_group, threads=config.loading_threads
+            )
             self._check_something_to_train(done, groups, batch)
             loaded = time.monotonic()
             state, values = self._train_step(state, batch, frozen)

@@ -1,5 +1,7 @@
 """Scored groups become arrays row by row, and what was not scored is masked."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,57 @@ def test_a_quarantined_group_is_a_row_without_scored_samples():
     for array in (batch.images, batch.tokens, batch.behaviour_logprobs, batch.rewards):
         assert not array[1].any()
     assert not batch.auxiliary["match_iou"][1].any()
+
+
+def test_a_batch_is_the_same_whatever_the_number_of_threads():
+    groups = [group(ordinal, map(scored, (ordinal, 0, 1))) for ordinal in range(9)]
+    groups[4] = TrainingGroup(4, None)
+    one = group_batch(FakeTask(), groups, SAMPLES, threads=1)
+    many = group_batch(FakeTask(), groups, SAMPLES, threads=5)
+    for array, other in zip(one[:-1], many[:-1], strict=True):
+        np.testing.assert_array_equal(array, other)
+    np.testing.assert_array_equal(one.auxiliary["match_iou"], many.auxiliary["match_iou"])
+
+
+class MeetingTask(FakeTask):
+    """Loads nothing until so many threads load at once."""
+
+    def __init__(self, threads: int):
+        super().__init__()
+        self.barrier = threading.Barrier(threads, timeout=60)
+
+    def load(self, split, example_id, augmentation_seed):
+        self.barrier.wait()
+        return super().load(split, example_id, augmentation_seed)
+
+
+def test_as_many_examples_are_loaded_at_once_as_there_are_threads():
+    groups = [group(ordinal, map(scored, (1, 2, 3))) for ordinal in range(6)]
+    batch = group_batch(MeetingTask(3), groups, SAMPLES, threads=3)
+    np.testing.assert_allclose(batch.images[:, 0, 0, 0], np.arange(6) + 0.007, rtol=1e-5)
+
+
+class BrokenTask(FakeTask):
+    """Has no examples from 3 on; the third takes longer to find that out than the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.later_failed = threading.Event()
+
+    def load(self, split, example_id, augmentation_seed):
+        if example_id == "3":
+            assert self.later_failed.wait(60)
+        if int(example_id) > 3:
+            self.later_failed.set()
+        if int(example_id) >= 3:
+            raise FileNotFoundError(f"no image of example {example_id}")
+        return super().load(split, example_id, augmentation_seed)
+
+
+def test_of_several_faults_that_of_the_first_row_is_raised():
+    groups = [group(ordinal, map(scored, (1, 2, 3))) for ordinal in range(6)]
+    with pytest.raises(FileNotFoundError, match="example 3"):
+        group_batch(BrokenTask(), groups, SAMPLES, threads=3)
 
 
 def test_samples_that_failed_or_abstained_are_masked_in_their_place():
