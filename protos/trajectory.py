@@ -61,12 +61,12 @@ class Ticket:
 
     def to_bytes(self) -> bytes:
         """Serialises; `WireError` for an empty id or a number that is not a uint64."""
-        return _serialise(_ticket_message(self))
+        return serialise(_ticket_message(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Ticket":
         """Parses; `WireError` where `data` is not a ticket."""
-        return _ticket(_parse(pb.Ticket(), data))
+        return _ticket(parse(pb.Ticket(), data))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +96,12 @@ class Sampled:
 
     def to_bytes(self) -> bytes:
         """Serialises; `WireError` where the arrays' shapes or dtypes are not as documented."""
-        return _serialise(_sampled_message(self))
+        return serialise(_sampled_message(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Sampled":
         """Parses into read-only views; `WireError` where `data` is not a sampled group."""
-        return _sampled(_parse(pb.Sampled(), data))
+        return _sampled(parse(pb.Sampled(), data))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,16 +155,16 @@ class ScoredGroup:
     def to_bytes(self) -> bytes:
         """Serialises; `WireError` for a reward that is not finite or K that differ."""
         _check_group(self)
-        outcomes = [_outcome_message(k, outcome) for k, outcome in enumerate(self.outcomes)]
-        return _serialise(pb.ScoredGroup(sampled=_sampled_message(self.sampled), outcomes=outcomes))
+        outcomes = [outcome_message(k, outcome) for k, outcome in enumerate(self.outcomes)]
+        return serialise(pb.ScoredGroup(sampled=_sampled_message(self.sampled), outcomes=outcomes))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ScoredGroup":
         """Parses into read-only views; `WireError` where `data` is not a scored group."""
-        message = _parse(pb.ScoredGroup(), data)
+        message = parse(pb.ScoredGroup(), data)
         if not message.HasField("sampled"):
             raise WireError(f"ScoredGroup without its sampled group, in {len(data)} bytes")
-        outcomes = tuple(_outcome(k, outcome) for k, outcome in enumerate(message.outcomes))
+        outcomes = tuple(read_outcome(k, outcome) for k, outcome in enumerate(message.outcomes))
         group = cls(_sampled(message.sampled), outcomes)
         _check_group(group)
         return group
@@ -179,14 +179,16 @@ def _check_group(group: ScoredGroup) -> None:
         )
 
 
-def _serialise(message: Message) -> bytes:
+def serialise(message: Message) -> bytes:
+    """A message's bytes, the same for equal messages; `WireError` where there are none."""
     try:
         return message.SerializeToString(deterministic=True)
     except EncodeError as error:
         raise WireError(f"{type(message).__name__} cannot be serialised: {error}") from error
 
 
-def _parse(message: _M, data: bytes) -> _M:
+def parse(message: _M, data: bytes) -> _M:
+    """Fills the message from bytes; `WireError` where they are not one of its kind."""
     try:
         message.ParseFromString(data)
     except (DecodeError, TypeError) as error:
@@ -195,7 +197,8 @@ def _parse(message: _M, data: bytes) -> _M:
     return message
 
 
-def _uint64(name: str, value: int) -> int:
+def uint64(name: str, value: int) -> int:
+    """The value; `WireError` where it is not a uint64."""
     if not 0 <= value < 1 << 64:
         raise WireError(f"{name} is {value}; it must be in 0 .. 2^64 - 1")
     return int(value)
@@ -206,11 +209,11 @@ def _ticket_message(ticket: Ticket) -> pb.Ticket:
         raise WireError(f"ordinal {ticket.ordinal}: the example id is empty")
     version = ticket.policy_version
     return pb.Ticket(
-        ordinal=_uint64("ordinal", ticket.ordinal),
+        ordinal=uint64("ordinal", ticket.ordinal),
         example_id=ticket.example_id,
-        augmentation_seed=_uint64("augmentation_seed", ticket.augmentation_seed),
-        sampling_seed=_uint64("sampling_seed", ticket.sampling_seed),
-        policy_version=None if version is None else _uint64("policy_version", version),
+        augmentation_seed=uint64("augmentation_seed", ticket.augmentation_seed),
+        sampling_seed=uint64("sampling_seed", ticket.sampling_seed),
+        policy_version=None if version is None else uint64("policy_version", version),
     )
 
 
@@ -231,7 +234,7 @@ def _sampled_message(sampled: Sampled) -> pb.Sampled:
     kept = sampled.kept_mass
     return pb.Sampled(
         ticket=_ticket_message(sampled.ticket),
-        policy_version=_uint64("policy_version", sampled.policy_version),
+        policy_version=uint64("policy_version", sampled.policy_version),
         engine=sampled.engine,
         tokens=array_message("tokens", sampled.tokens),
         logprobs=array_message("logprobs", sampled.logprobs),
@@ -269,7 +272,8 @@ def _check_sampled(sampled: Sampled) -> None:
             )
 
 
-def _outcome_message(k: int, outcome: Outcome) -> pb.Outcome:
+def outcome_message(k: int, outcome: Outcome) -> pb.Outcome:
+    """The outcome of sample `k`; `WireError` for a reward that is not finite, or none of them."""
     match outcome:
         case Scored(reward, auxiliary):
             if not math.isfinite(reward):
@@ -278,8 +282,8 @@ def _outcome_message(k: int, outcome: Outcome) -> pb.Outcome:
             return pb.Outcome(scored=pb.Scored(reward=reward, auxiliary=arrays))
         case Abstained(reason):
             return pb.Outcome(abstained=pb.Abstained(reason=_text(reason)))
-        case Failed(reason, kind):
-            return pb.Outcome(failed=pb.Failed(reason=_text(reason), kind=kind.value))
+        case Failed():
+            return pb.Outcome(failed=failed_message(outcome))
         case _:
             raise WireError(f"sample {k}: {outcome!r} is not Scored, Abstained or Failed")
 
@@ -289,7 +293,8 @@ def _text(reason: str) -> str:
     return reason.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _outcome(k: int, message: pb.Outcome) -> Outcome:
+def read_outcome(k: int, message: pb.Outcome) -> Outcome:
+    """The outcome of sample `k`; `WireError` where it is none, or its reward is not finite."""
     match message.WhichOneof("outcome"):
         case "scored":
             scored = message.scored
@@ -299,13 +304,22 @@ def _outcome(k: int, message: pb.Outcome) -> Outcome:
         case "abstained":
             return Abstained(message.abstained.reason)
         case "failed":
-            try:
-                kind = FailureKind(message.failed.kind)
-            except ValueError as error:
-                raise WireError(f"sample {k}: unknown kind of failure: {error}") from error
-            return Failed(message.failed.reason, kind)
+            return read_failed(f"sample {k}", message.failed)
         case _:
             raise WireError(f"sample {k} has no outcome, or one of a newer version")
+
+
+def failed_message(failed: Failed) -> pb.Failed:
+    """A failure with its reason."""
+    return pb.Failed(reason=_text(failed.reason), kind=failed.kind.value)
+
+
+def read_failed(name: str, message: pb.Failed) -> Failed:
+    """The failure; `WireError` for an unknown kind, in which `name` says whose it is."""
+    try:
+        return Failed(message.reason, FailureKind(message.kind))
+    except ValueError as error:
+        raise WireError(f"{name}: unknown kind of failure: {error}") from error
 
 
 def array_message(name: str, values: np.ndarray) -> pb.Array:
