@@ -4,24 +4,35 @@ A file holds one array a parameter, named by its path ("params/encoder/encoderbl
 prefix may be missing). Published UViM and ViT checkpoints load as they are.
 """
 
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vision.models.arrays import (
+    PREFIX,
+    CheckpointError,
+    CheckpointMismatch,
+    Dtype,
+    fit_arrays,
+    read_arrays,
+    write_arrays,
+)
 from vision.models.config import ModelConfig
 from vision.models.resample import resample_positions
 from vision.models.sequence import Params, abstract_params
 
-PREFIX = "params/"
-# numpy cannot name bfloat16 in a file: such arrays are stored as their bits under this suffix.
-BFLOAT16_SUFFIX = ":bfloat16"
+__all__ = [
+    "CheckpointError",
+    "CheckpointMismatch",
+    "load_encoder_npz",
+    "load_npz",
+    "read_arrays",
+    "save_npz",
+]
+
 # The names of the first published ViTs, and those that followed.
 _OLD_NAMES = {
     "Transformer/posembed_input/pos_embedding": "pos_embedding",
@@ -29,15 +40,6 @@ _OLD_NAMES = {
     "/MultiHeadDotProductAttention_1/": "/MultiHeadDotProductAttention_0/",
     "/MlpBlock_3/": "/MlpBlock_0/",
 }
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint file that cannot be read or written."""
-
-
-class CheckpointMismatch(CheckpointError):
-    """A checkpoint that does not fit the model."""
 
 
 def save_npz(path: str | Path, params: Params, dtype: Dtype = "float32") -> None:
@@ -47,26 +49,8 @@ def save_npz(path: str | Path, params: Params, dtype: Dtype = "float32") -> None
       CheckpointError: an unknown dtype, a value that overflows it, or a file that cannot be
         written; what was at the path before is still there.
     """
-    path = Path(path)
-    arrays: dict[str, Any] = {}
-    for name, value in flatten_dict(params, sep="/").items():
-        arrays.update(_encode(PREFIX + name, np.asarray(value, np.float32), dtype, path))
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            temporary = file.name
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise CheckpointError(f"cannot write checkpoint {path}: {error}") from error
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
+    flat = flatten_dict(params, sep="/")
+    write_arrays(path, {PREFIX + name: value for name, value in flat.items()}, dtype)
 
 
 def load_npz(path: str | Path, expected: ModelConfig | Mapping[str, Any]) -> Params:
@@ -81,7 +65,7 @@ def load_npz(path: str | Path, expected: ModelConfig | Mapping[str, Any]) -> Par
     """
     tree = abstract_params(expected) if isinstance(expected, ModelConfig) else expected
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()}
-    return _fit(Path(path), read_arrays(path), shapes)
+    return _fit(path, read_arrays(path), shapes)
 
 
 def load_encoder_npz(path: str | Path, config: ModelConfig) -> Params:
@@ -107,54 +91,7 @@ def load_encoder_npz(path: str | Path, config: ModelConfig) -> Params:
         for name, leaf in flatten_dict(abstract_params(config), sep="/").items()
         if not name.startswith(("decoder/", "pos_embedding_decoder"))
     }
-    return _fit(Path(path), arrays, shapes)
-
-
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Every array of a file by its name without the prefix, floats widened to float32.
-
-    Raises:
-      CheckpointError: the file is missing, truncated or no `.npz`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(_decode(name, file[name]) for name in file.files)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable .npz checkpoint, perhaps truncated: {error}"
-        ) from error
-    if not arrays:
-        raise CheckpointError(f"{path} holds no arrays")
-    return arrays
-
-
-def _encode(name: str, value: np.ndarray, dtype: str, path: Path) -> dict[str, np.ndarray]:
-    if dtype == "float32":
-        return {name: value}
-    if dtype == "bfloat16":
-        return {name + BFLOAT16_SUFFIX: value.astype(ml_dtypes.bfloat16).view(np.uint16)}
-    if dtype != "float16":
-        raise CheckpointError(f"{path}: dtype {dtype!r} is not one of float32, bfloat16, float16")
-    largest = float(np.max(np.abs(value), initial=0))
-    if largest > float(np.finfo(np.float16).max):
-        raise CheckpointError(
-            f"{path}: {name} reaches {largest:g}, beyond float16; save as bfloat16 or float32"
-        )
-    return {name: value.astype(np.float16)}
-
-
-def _decode(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    if name.endswith(BFLOAT16_SUFFIX):
-        name, value = name.removesuffix(BFLOAT16_SUFFIX), value.view(ml_dtypes.bfloat16)
-    elif value.dtype == np.dtype("V2"):
-        # What numpy reads of a bfloat16 array that was saved without its type.
-        value = value.view(ml_dtypes.bfloat16)
-    if value.dtype.kind == "f" or value.dtype == ml_dtypes.bfloat16:
-        value = value.astype(np.float32)
-    return name.removeprefix(PREFIX), value
+    return _fit(path, arrays, shapes)
 
 
 def _encoder_name(name: str) -> str | None:
@@ -170,33 +107,9 @@ def _encoder_name(name: str) -> str | None:
     return None
 
 
-def _fit(path: Path, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> Params:
+def _fit(path: str | Path, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> Params:
     """The arrays as a tree, when they are exactly those expected."""
-    for name, shape in shapes.items():
-        if name in arrays and arrays[name].shape != shape:
-            raise CheckpointMismatch(
-                f"{path}: parameter {name} has shape {arrays[name].shape}, the model needs "
-                f"{shape}; {_remedy(name)}"
-            )
-    missing = sorted(set(shapes) - set(arrays))
-    unexpected = sorted(set(arrays) - set(shapes))
-    if missing:
-        name = missing[0]
-        raise CheckpointMismatch(
-            f"{path} lacks parameter {name} (the model needs shape {shapes[name]})"
-            f"{_and_more(missing)}; {_remedy(name)}"
-        )
-    if unexpected:
-        name = unexpected[0]
-        raise CheckpointMismatch(
-            f"{path} has parameter {name} of shape {arrays[name].shape}, the model has none"
-            f"{_and_more(unexpected)}; {_remedy(name)}"
-        )
-    return unflatten_dict({name: arrays[name] for name in shapes}, sep="/")
-
-
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return unflatten_dict(fit_arrays(Path(path), arrays, shapes, _remedy), sep="/")
 
 
 def _remedy(name: str) -> str:
