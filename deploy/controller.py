@@ -25,6 +25,8 @@ from deploy.cluster import (
     describe_nodes,
 )
 from deploy.config import RunConfig
+from deploy.logs import warnings_to_file
+from deploy.reward_hacking import RewardHacking, RewardHackingWatch
 from deploy.run_directory import write_status
 from deploy.workers import Worker
 from learner.stop import StopRequest
@@ -56,6 +58,8 @@ class Controller:
         self._workers: list[Worker] = []
         self._expired: dict[str, int] = {}
         self._last_status = 0.0
+        self._stats: Stats | None = None
+        self._hacking = RewardHackingWatch(config.directory, task.headline)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
         """Tunes until the last step or a request to stop; returns the learner's final status.
@@ -68,7 +72,10 @@ class Controller:
         started_here = connect(self._config.cluster, f"rewardtune-{self._config.name}")
         try:
             check_placement(self._requests(), self._config.cluster)
-            with self._services() as (queue_handle, store_handle):
+            with (
+                warnings_to_file(self._config.directory, "controller"),
+                self._services() as (queue_handle, store_handle),
+            ):
                 return self._tune(queue_handle, store_handle, stop)
         finally:
             if started_here:
@@ -108,6 +115,7 @@ class Controller:
                 worker.remove()
             for handle in (queue, store):
                 ray.kill(handle)
+            self._report_end()
 
     def _service_options(self, name: str) -> dict[str, Any]:
         options = actor_options(SERVICE, processes.actor_name(self._config, name))
@@ -199,10 +207,24 @@ class Controller:
 
     def _report(self, queue: RayReplayQueue) -> None:
         self._last_status = time.monotonic()
-        stats = queue.stats()
-        self._replace_silent(stats)
-        status = run_status(self._config, self._workers, stats)
+        self._stats = queue.stats()
+        self._replace_silent(self._stats)
+        found = self._hacking.look()
+        status = run_status(self._config, self._workers, self._stats, found)
         write_status(Path(self._config.directory), status)
+        self._on_status(status)
+
+    def _report_end(self) -> None:
+        """The last status, when no worker is left: what the queue held then, and how it ended."""
+        if self._stats is None:
+            return
+        status = run_status(self._config, self._workers, self._stats, self._hacking.look())
+        if self._workers[0].finished is None:
+            status["state"] = "failed"
+        try:
+            write_status(Path(self._config.directory), status)
+        except OSError as error:  # what ended the run is more important, such as a full disk
+            logger.warning("the last status cannot be written: %s", error)
         self._on_status(status)
 
     def _replace_silent(self, stats: Stats) -> None:
@@ -248,7 +270,9 @@ class Controller:
             logger.info("workers are ended without waiting any longer: %s", error)
 
 
-def run_status(config: RunConfig, workers: list[Worker], stats: Stats) -> dict[str, Any]:
+def run_status(
+    config: RunConfig, workers: list[Worker], stats: Stats, hacking: RewardHacking | None
+) -> dict[str, Any]:
     """What `rewardtune status` shows."""
     learner = workers[0]
     learned = learner.finished or learner.status
@@ -259,6 +283,7 @@ def run_status(config: RunConfig, workers: list[Worker], stats: Stats) -> dict[s
         "step": learned.get("step", 0),
         "steps": config.learner.steps,
         "metrics": learned.get("metrics", {}),
+        "reward_hacking": None if hacking is None else hacking.to_json(),
         "queue": {
             "stages": {
                 str(stage): {

@@ -9,12 +9,13 @@ from rich.table import Table
 
 # The controller writes a status every second; one much older has nobody to write it.
 SILENT_SECONDS = 30.0
+ENDED = ("finished", "stopped", "failed")
 
 
 def show_status(console: Console, status: Mapping[str, Any]) -> None:
     """Prints where a run is, what waits in its queue and how its workers are."""
     age = time.time() - status["time"]
-    alive = "" if age < SILENT_SECONDS or status["state"] == "finished" else " — no longer running"
+    alive = "" if age < SILENT_SECONDS or status["state"] in ENDED else " — no longer running"
     console.print(
         f"{status['run']}: {status['state']}, step {status['step']} of {status['steps']}"
         f" ({age:.0f} s ago{alive})"
@@ -28,6 +29,8 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
                 if name in metrics
             )
         )
+    if hacking := status.get("reward_hacking"):
+        console.print(f"warning: {hacking['message']}", style="yellow", highlight=False)
     queue = status["queue"]
     table = Table("stage", "ready", "leased", "wait p50 (s)", "wait p95 (s)")
     for stage, values in queue["stages"].items():

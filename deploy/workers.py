@@ -38,7 +38,7 @@ class Worker:
     """One worker process.
 
     `started` and `running` are the pending calls `describe` and `run` of its actor; `finished` is
-    what `run` returned.
+    what `run` returned; `removed`: the actor has been ended for good.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Worker:
     running: Any = None
     where: Mapping[str, Any] = field(default_factory=dict)
     finished: dict[str, Any] | None = None
+    removed: bool = False
     restarts: int = 0
     since: float = 0.0
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class Worker:
     @property
     def state(self) -> str:
         """pending, running or ended."""
-        if self.finished is not None:
+        if self.finished is not None or self.removed:
             return "ended"
         return "running" if self.running is not None else "pending"
 
@@ -164,6 +165,7 @@ class Worker:
 
     def remove(self) -> None:
         """Ends the actor for good."""
+        self.removed = True
         if self.handle is not None:
             ray.kill(self.handle, no_restart=True)
             if self.where:

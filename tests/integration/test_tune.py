@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.run_directory import read_status
 from learner.metrics import read_metrics
 from learner.stop import StopRequest
 from tests.runs import STEPS, Run, wait_until_gone
@@ -46,6 +47,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(tune: Tune, undisturbed: Run)
     changes = {"rewards.terms": [slow]}
     stopped = tune("interrupted", changes, stop_at_two)
     assert stopped.result["state"] == "stopped"
+    last = read_status(stopped.directory)
+    assert last["state"] == "stopped"
+    assert {worker["state"] for worker in last["workers"]} == {"ended"}
     assert 2 <= stopped.result["step"] < STEPS
     assert not (stopped.directory / "final.npz").exists()
     resumed = tune("interrupted", changes)
@@ -106,6 +110,9 @@ def test_no_process_outlives_a_run(tune: Tune) -> None:
     pids = {worker["pid"] for status in run.statuses for worker in status["workers"]}
     assert len(pids - {None}) == 4
     assert wait_until_gone([pid for pid in pids if pid]) == []
+    last = read_status(run.directory)
+    assert (last["state"], last["step"]) == ("finished", STEPS)
+    assert {worker["state"] for worker in last["workers"]} == {"ended"}
 
 
 def test_a_run_directory_with_other_settings_is_refused(tune: Tune, undisturbed: Run) -> None:

@@ -1,0 +1,79 @@
+"""What `rewardtune status` shows of a run that goes on, and of one that has ended."""
+
+import asyncio
+import io
+import time
+
+from rich.console import Console
+
+from deploy.config import RunConfig
+from deploy.controller import run_status
+from deploy.reward_hacking import RewardHacking
+from deploy.status import show_status
+from deploy.workers import Worker
+from replay.memory import MemoryReplayQueue
+from replay.tickets import TicketSource
+
+CONFIG = RunConfig.model_validate(
+    {
+        "name": "run",
+        "task": {"kind": "detection"},
+        "model": {"preset": "tiny"},
+        "rewards": {"terms": [{"path": "rewards.detection:RecallReward"}]},
+    }
+)
+HACKING = RewardHacking("mAP", (0, 40), (80, 120), 0.5, 0.4, 0.01, 1.0, 2.0)
+
+
+def stats():
+    source = TicketSource(0, ["a"], "ordered", 1, CONFIG.learner.groups_per_step)
+    return asyncio.run(MemoryReplayQueue(CONFIG.queue_config(), source).stats())
+
+
+def workers():
+    roles = ("learner", "sampler", "reward", "evaluator")
+    made = [Worker(role, role, lambda name: None) for role in roles]
+    for worker in made[:3]:
+        worker.running = object()
+    return made
+
+
+def shown(status):
+    console = Console(file=io.StringIO(), width=300)
+    show_status(console, status)
+    return console.file.getvalue()
+
+
+def test_workers_that_were_removed_have_ended_whatever_they_did():
+    ours = workers()
+    before = run_status(CONFIG, ours, stats(), None)
+    assert [w["state"] for w in before["workers"]] == ["running"] * 3 + ["pending"]
+    ours[0].finished = {"state": "finished", "step": 200}
+    for worker in ours:
+        worker.remove()
+    after = run_status(CONFIG, ours, stats(), None)
+    assert [w["state"] for w in after["workers"]] == ["ended"] * 4
+    assert (after["state"], after["step"]) == ("finished", 200)
+    assert "running" not in shown(after)
+
+
+def test_reward_hacking_is_shown():
+    without = run_status(CONFIG, workers(), stats(), None)
+    assert without["reward_hacking"] is None
+    assert "warning" not in shown(without)
+    status = run_status(CONFIG, workers(), stats(), HACKING)
+    assert status["reward_hacking"]["metric_last"] == 0.4
+    assert f"warning: {HACKING}" in shown(status)
+
+
+def test_the_status_of_a_run_before_there_were_warnings_is_shown():
+    status = run_status(CONFIG, workers(), stats(), None)
+    del status["reward_hacking"]
+    assert "run: starting" in shown(status)
+
+
+def test_an_old_status_tells_a_run_that_ended_from_one_that_vanished():
+    status = run_status(CONFIG, workers(), stats(), None) | {"time": time.time() - 3600}
+    assert "no longer running" in shown(status | {"state": "training"})
+    for state in ("finished", "stopped", "failed"):
+        assert "no longer running" not in shown(status | {"state": state})
