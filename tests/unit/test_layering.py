@@ -97,13 +97,14 @@ def test_the_rules_have_no_cycle():
         "rewards.score",
         "vision.tasks.detection",
         "vision.tasks.registry",
+        "vision.tasks.uvim",
         "replay.memory",
         "replay.lease_keeper",
         "protos.trajectory",
     ],
 )
 def test_what_reward_workers_import_does_not_bring_jax(module):
-    code = f"import sys, {module}; print(sorted({{'jax', 'flax', 'optax'}} & set(sys.modules)))"
+    code = f"import sys, {module}; print(sorted({{'jax', 'flax', 'optax', 'torch'}} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )

@@ -117,7 +117,7 @@ class StageOne(nn.Module):
             once.
         Returns:
           by plane, [N, P, channels, patch_size^2] float32: logits or values of the pixels of each
-          patch, row by row. `patches_to_pixels` makes maps of them.
+          patch, row by row; `patches_to_pixels` makes maps of them.
         """
         return self.decode_words(self.words()[codes], context)
 
@@ -232,5 +232,4 @@ def _resize(x: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
     if old == new:
         return x
     rows, columns = (linear_weights(o, n) for o, n in zip(old, new, strict=True))
-    weights = np.einsum("ab,cd->acbd", rows, columns).reshape(new[0] * new[1], old[0] * old[1])
-    return jnp.einsum("no,boc->bnc", jnp.asarray(weights, x.dtype), x)
+    return jnp.einsum("no,boc->bnc", jnp.asarray(np.kron(rows, columns), x.dtype), x)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from vision.models.config import ModelConfig, ModelConfigError, Trunk
 
 # big_vision's names of the parameters that are not of a trunk.
@@ -202,6 +204,14 @@ def check_stage_two(stage_one: UvimConfig, model: ModelConfig) -> None:
             f"stage II sees images of {model.image_size} and stage I of {stage_one.image_size} "
             "pixels: they must be equal; use the image_size of the stage-I checkpoint's run"
         )
+
+
+def patches_to_pixels(outputs: np.ndarray, config: UvimConfig) -> np.ndarray:
+    """[N, P, channels, patch_size^2], as stage I decodes, to maps [N, H, W, channels]."""
+    (rows, columns), size = config.grid, config.patch_size
+    patches = outputs.reshape(len(outputs), rows, columns, -1, size, size)
+    maps = patches.transpose(0, 1, 4, 2, 5, 3)
+    return maps.reshape(len(outputs), *config.image_size, patches.shape[3])
 
 
 def stage_one_shapes(config: UvimConfig) -> dict[str, tuple[int, ...]]:
