@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 score_app = typer.Typer(no_args_is_help=True, help="Judge prediction files, without a model.")
 app.add_typer(score_app, name="score")
+serve_app = typer.Typer(no_args_is_help=True, help="Serve rewards to workers elsewhere.")
+app.add_typer(serve_app, name="serve")
 console = Console()
 
 ConfigPath = Annotated[str, typer.Argument(help="A YAML config, or the path of a preset.")]
@@ -39,6 +41,14 @@ Overrides = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option(help="Remove what the run's directory holds, and start.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Host = Annotated[str, typer.Option(help="Address of this machine; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+TokenEnv = Annotated[
+    str | None, typer.Option(help="Environment variable with the token that callers must send.")
+]
+TokenFile = Annotated[Path | None, typer.Option(help="File with that token.")]
+TlsCertificate = Annotated[Path | None, typer.Option(help="PEM certificate chain, for TLS.")]
+TlsKey = Annotated[Path | None, typer.Option(help="Its PEM key.")]
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
@@ -153,6 +163,30 @@ def report(
 
 @app.command()
 @friendly
+def analyze(
+    run: Annotated[Path, typer.Argument(help="A run's directory, runs/NAME.")],
+    split: Annotated[str, typer.Option(help="The split to sample on.")] = "test",
+    samples: Annotated[int, typer.Option(min=1, help="N, drawn for each example.")] = 8,
+    examples: Annotated[
+        int, typer.Option(min=1, help="Examples, evenly spaced over the split.")
+    ] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Reward before and after: quantiles, best and most likely of N; reward against metric."""
+    from deploy.report.analyze import analyze_run
+    from deploy.report.show import show_analysis
+
+    told = Console(stderr=True)
+    analysis = analyze_run(run, split, samples, examples, lambda line: told.print(line))
+    if as_json:
+        print(json.dumps(analysis.to_json(), indent=1))
+    else:
+        show_analysis(console, analysis)
+        console.print(f"all figures: {run / 'analysis.json'}, drawn: {run / 'analysis.png'}")
+
+
+@app.command()
+@friendly
 def status(
     run: Annotated[Path, typer.Argument(help="A run's directory, runs/NAME.")],
     as_json: AsJson = False,
@@ -202,6 +236,78 @@ def detection(
     from rewards.score import score_detection
 
     print_metrics(str(predictions), score_detection(annotations, predictions), as_json)
+
+
+@serve_app.command()
+@friendly
+def reward(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    host: Host = "127.0.0.1",
+    port: Port = 50061,
+    threads: Annotated[int, typer.Option(min=1, help="Groups judged at a time.")] = 1,
+    token_env: TokenEnv = None,
+    token_file: TokenFile = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+) -> None:
+    """Serve a config's reward over gRPC, for `rewards.remote:RemoteReward`."""
+    from deploy.serve import leave, serve_reward
+    from protos.edge import EdgeOptions, read_token
+
+    token = read_token(token_env, token_file)
+    options = EdgeOptions(host, port, token, tls_certificate, tls_key)
+    leave(serve_reward(read_config(config, overrides), options, threads))
+
+
+@serve_app.command()
+@friendly
+def human(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    mode: Annotated[str, typer.Option(help="compare: put samples in order; rate: 1 to 5.")] = (
+        "compare"
+    ),
+    answers: Annotated[
+        Path | None, typer.Option(help="Keeps the answers; default: runs/NAME_answers.jsonl.")
+    ] = None,
+    page_host: Host = "127.0.0.1",
+    page_port: Port = 8061,
+    host: Host = "127.0.0.1",
+    port: Port = 50062,
+    token_env: TokenEnv = None,
+    token_file: TokenFile = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+) -> None:
+    """Let people judge samples on a web page, for `rewards.remote:RemoteReward`."""
+    from deploy.serve import serve_human
+    from protos.edge import EdgeOptions, read_token
+
+    token = read_token(token_env, token_file)
+    options = EdgeOptions(host, port, token, tls_certificate, tls_key)
+    serve_human(read_config(config, overrides), mode, answers, options, page_host, page_port)
+
+
+@score_app.command()
+@friendly
+def colorization(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    hue: Annotated[str, typer.Option(help="atan2, or arctan as the paper writes it.")] = "atan2",
+    as_json: AsJson = False,
+) -> None:
+    """Vivid fraction, hue entropy and their product, the reward, of each image, and the means."""
+    from rewards.score_colorization import MEANS, score_colorization
+
+    scores = score_colorization(images, hue)
+    if as_json:
+        print(json.dumps(scores, indent=1))
+        return
+    table = Table("image", *MEANS)
+    rows = {**scores["by_image"], f"mean of {scores['images']}": scores}
+    for name, figures in rows.items():
+        table.add_row(name, *(f"{figures[mean]:.4f}" for mean in MEANS))
+    console.print(table)
 
 
 def print_metrics(title: str, metrics: Mapping[str, Any], as_json: bool = False) -> None:
