@@ -22,7 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Pixels that are compared at a time; most blocks lie inside one pair of segments.
-_BLOCK = 32
+_BLOCK = 16
+# Two neighbouring int32 pixels of the id n, read as one int64, are n * _TWICE.
+_TWICE = (1 << 32) + 1
+# What is wrong with the maps, where it is not the index of a pixel.
+_GOOD, _BAD_LABEL = -1, -2
 
 
 class Matches(NamedTuple):
@@ -69,35 +73,28 @@ def match_segments(
         )
     if true_crowd.shape != true_labels.shape:
         raise ValueError(f"true_crowd has shape {true_crowd.shape}; expected {true_labels.shape}")
-    for name, given in (("true_labels", true_labels), ("labels", labels)):
-        for extreme in (given.min(), given.max()) if given.size else ():
-            if not 0 <= extreme < len(is_stuff):
-                raise ValueError(
-                    f"{name} holds the class {extreme}; expected 0 (void) .. {len(is_stuff) - 1}"
-                )
-    # One row more than there are counts what is in no row, so that an empty table has its place.
-    joint = np.zeros((len(true_labels) + 1, len(labels) + 1), np.int64)
-    outside = _count_pairs(
+    bad, counts, classes, ious = _match(
         np.ascontiguousarray(true_ids, np.int32).reshape(-1),
+        np.ascontiguousarray(true_labels, np.int32),
+        np.ascontiguousarray(true_crowd, np.bool_),
         np.ascontiguousarray(ids, np.int32).reshape(-1),
-        joint,
+        np.ascontiguousarray(labels, np.int32),
+        np.ascontiguousarray(is_stuff, np.bool_),
     )
-    if outside >= 0:
-        y, x = divmod(int(outside), ids.shape[1])
+    if bad == _BAD_LABEL:
+        raise ValueError(
+            f"labels must be in 0 (void) .. {len(is_stuff) - 1}; those of the ground truth are "
+            f"{true_labels}, those of the prediction {labels}"
+        )
+    if bad >= 0:
+        y, x = divmod(int(bad), ids.shape[1])
         raise ValueError(
             f"pixel (y {y}, x {x}) has the id {true_ids[y, x]} in the ground truth, of "
             f"{len(true_labels)} rows, and {ids[y, x]} in the prediction, of {len(labels)} rows"
         )
-    counts, out_labels, ious = _match(
-        joint,
-        np.ascontiguousarray(true_labels, np.int32),
-        np.ascontiguousarray(true_crowd, np.bool_),
-        np.ascontiguousarray(labels, np.int32),
-        np.ascontiguousarray(is_stuff, np.bool_),
-    )
     matched, unmatched, missed = counts
     return Matches(
-        out_labels[0, :matched], ious[:matched], out_labels[1, :unmatched], out_labels[2, :missed]
+        classes[0, :matched], ious[:matched], classes[1, :unmatched], classes[2, :missed]
     )
 
 
@@ -172,28 +169,40 @@ class PanopticStatistics:
 
 @numba.njit(nogil=True, cache=True)
 def _count_pairs(true_ids, ids, joint):  # type: ignore[no-untyped-def]
-    """Adds the pixels of each pair of rows to `joint`; the first bad pixel's index, or -1."""
-    n_true, n_ids = joint.shape[0] - 1, joint.shape[1] - 1
+    """Adds the pixels of each pair of rows to `joint`; the first bad pixel's index, or _GOOD.
+
+    Goes from one run of equal pairs to the next, and looks for its end two pixels at a time, a
+    block at a time: most blocks hold none.
+    """
+    n_true, n_ids = joint.shape
     size = len(ids)
-    start = 0
-    while start < size:
-        end = min(start + _BLOCK, size)
-        first_true, first = true_ids[start], ids[start]
-        differs = np.int32(0)
-        for i in range(start, end):
-            differs |= (true_ids[i] ^ first_true) | (ids[i] ^ first)
-        if differs == 0:
-            if first_true < 0 or first_true >= n_true or first < 0 or first >= n_ids:
-                return start
-            joint[first_true, first] += end - start
-        else:
-            for i in range(start, end):
-                t, p = true_ids[i], ids[i]
-                if t < 0 or t >= n_true or p < 0 or p >= n_ids:
-                    return i
-                joint[t, p] += 1
-        start = end
-    return -1
+    even = size - size % 2
+    true_pairs, id_pairs = true_ids[:even].view(np.int64), ids[:even].view(np.int64)
+    in_blocks = size - size % _BLOCK
+    start, t, p = 0, true_ids[0], ids[0]
+    if t < 0 or t >= n_true or p < 0 or p >= n_ids:
+        return 0
+    twice_t, twice_p = t * _TWICE, p * _TWICE
+    for block in range(size // _BLOCK):
+        differs = np.int64(0)
+        pair = block * (_BLOCK // 2)
+        for k in range(_BLOCK // 2):
+            differs |= (true_pairs[pair + k] ^ twice_t) | (id_pairs[pair + k] ^ twice_p)
+        if differs != 0:
+            for i in range(block * _BLOCK, (block + 1) * _BLOCK):
+                if true_ids[i] != t or ids[i] != p:
+                    joint[t, p] += i - start
+                    start, t, p = i, true_ids[i], ids[i]
+                    if t < 0 or t >= n_true or p < 0 or p >= n_ids:
+                        return i
+            twice_t, twice_p = t * _TWICE, p * _TWICE
+    joint[t, p] += in_blocks - start if in_blocks > 0 else 0
+    for i in range(in_blocks, size):
+        t, p = true_ids[i], ids[i]
+        if t < 0 or t >= n_true or p < 0 or p >= n_ids:
+            return i
+        joint[t, p] += 1
+    return _GOOD
 
 
 @numba.njit(nogil=True, cache=True)
@@ -201,7 +210,7 @@ def _group(labels, crowd, is_stuff):  # type: ignore[no-untyped-def]
     """The segment of each row [N], 0 for void, and label and crowd of each segment."""
     n = len(labels)
     group = np.zeros(n, np.int64)
-    of_class = np.zeros((len(is_stuff), 2), np.int64)  # the segment of a stuff class and its crowd
+    of_class = np.zeros((len(is_stuff), 2), np.int64)  # the segment of a stuff class, of its crowd
     group_label = np.zeros(n + 1, np.int32)
     group_crowd = np.zeros(n + 1, np.bool_)
     groups = 1
@@ -221,26 +230,38 @@ def _group(labels, crowd, is_stuff):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _match(joint, true_labels, true_crowd, labels, is_stuff):  # type: ignore[no-untyped-def]
-    """Counts (matches, unmatched, missed), their labels [3, ...] and the IoUs of matches."""
+def _match(true_ids, true_labels, true_crowd, ids, labels, is_stuff):  # type: ignore[no-untyped-def]
+    """What is bad (or _GOOD), counts (matches, unmatched, missed), their classes, and IoUs."""
+    classes = np.empty((3, len(true_labels) + len(labels) + 1), np.int32)
+    ious = np.empty(len(true_labels) + 1, np.float64)
+    for given in (true_labels, labels):
+        for label in given:
+            if label < 0 or label >= len(is_stuff):
+                return _BAD_LABEL, (0, 0, 0), classes, ious
+    joint = np.zeros((len(true_labels), len(labels)), np.int64)
+    bad = _count_pairs(true_ids, ids, joint) if len(ids) else _GOOD
+    if bad != _GOOD:
+        return bad, (0, 0, 0), classes, ious
+
     true_group, true_label, crowd = _group(true_labels, true_crowd, is_stuff)
     group, label, _ = _group(labels, np.zeros(len(labels), np.bool_), is_stuff)
     n_true, n = len(true_label), len(label)
     inter = np.zeros((n_true, n), np.int64)
-    for t in range(len(true_labels)):
-        for p in range(len(labels)):
-            inter[true_group[t], group[p]] += joint[t, p]
-    true_area, area = inter.sum(axis=1), inter.sum(axis=0)
+    true_area, area = np.zeros(n_true, np.int64), np.zeros(n, np.int64)
+    for row in range(len(true_labels)):
+        for column in range(len(labels)):
+            pixels = joint[row, column]
+            inter[true_group[row], group[column]] += pixels
+            true_area[true_group[row]] += pixels
+            area[group[column]] += pixels
 
     found = np.zeros(n_true, np.bool_)
-    out = np.empty((3, n_true + n), np.int32)
-    ious = np.empty(n_true, np.float64)
     matched = unmatched = missed = 0
     for p in range(1, n):
         if area[p] == 0:
             continue
-        forgiven = inter[0, p]  # pixels on void, and later on crowds of the class
-        best = -1
+        forgiven = inter[0, p]  # pixels on void and on crowds of the class
+        match = 0
         for t in range(1, n_true):
             if true_label[t] != label[p]:
                 continue
@@ -249,17 +270,17 @@ def _match(joint, true_labels, true_crowd, labels, is_stuff):  # type: ignore[no
                 continue
             union = area[p] + true_area[t] - inter[t, p] - inter[0, p]
             if 2 * inter[t, p] > union:
-                best = t
+                match = t
                 ious[matched] = inter[t, p] / union
-        if best >= 0:
-            found[best] = True
-            out[0, matched] = label[p]
+        if match > 0:
+            found[match] = True
+            classes[0, matched] = label[p]
             matched += 1
         elif 2 * forgiven <= area[p]:
-            out[1, unmatched] = label[p]
+            classes[1, unmatched] = label[p]
             unmatched += 1
     for t in range(1, n_true):
         if true_area[t] > 0 and not crowd[t] and not found[t]:
-            out[2, missed] = true_label[t]
+            classes[2, missed] = true_label[t]
             missed += 1
-    return (matched, unmatched, missed), out, ious
+    return _GOOD, (matched, unmatched, missed), classes, ious
