@@ -31,6 +31,35 @@ def load_rgb(path: Path | str) -> np.ndarray:
         raise ImageError(f"cannot read image file {path}: {error}") from error
 
 
+def load_ids(path: Path | str) -> np.ndarray:
+    """Reads a PNG of segment ids, R + 256 G + 65536 B, as [height, width] int32.
+
+    An alpha channel must be opaque: under a transparent pixel an encoder may have changed colours.
+
+    Raises:
+      ImageError: the file is missing, truncated, or not a PNG of 8-bit RGB: with one channel, a
+        palette or 16 bits its ids would be guessed.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(26)
+        with Image.open(path) as image:
+            image.load()
+            pixels = np.asarray(image)
+    except FileNotFoundError as error:
+        raise ImageError(f"no file of segment ids {path}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"cannot read the segment ids of {path}: {error}") from error
+    if image.format != "PNG" or image.mode not in ("RGB", "RGBA") or header[24] != 8:
+        kind = f"{header[24]}-bit {image.mode}" if image.format == "PNG" else f"{image.format}"
+        raise ImageError(
+            f"{path} is a {kind} image: ids are R + 256 G + 65536 B of an 8-bit RGB PNG"
+        )
+    if image.mode == "RGBA" and (pixels[..., 3] != 255).any():
+        raise ImageError(f"{path} has transparent pixels: the ids under them may not be what was")
+    return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion would clip these to white. In mode I the range is not stated.

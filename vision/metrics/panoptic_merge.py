@@ -51,7 +51,7 @@ def merge_logits(
     """
     height, width = grid
     patches, classes, pixels = semantics.shape
-    side = int(round(pixels**0.5))
+    side = round(pixels**0.5)
     if patches != height * width or side * side != pixels or not classes:
         raise ValueError(
             f"semantics have the shape {semantics.shape}; expected {height * width} patches of a "
