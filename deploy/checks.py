@@ -4,6 +4,7 @@ from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.processes import load_initial
 from rewards.combine import build_reward
+from rewards.config import RewardsConfig
 from vision.tasks.registry import build_task
 from vision.tasks.task import Task
 
@@ -18,18 +19,14 @@ def check_tune(config: RunConfig) -> Task:
       ConfigError: settings that would fail or mean nothing.
       AnnotationError, ImageError, RewardLoadError, CheckpointMismatch, ...: what the parts say.
     """
-    if config.rewards is None:
-        raise ConfigError(
-            "rewards: missing; tuning needs at least one term, such as "
-            "rewards: {terms: [{path: 'rewards.detection:MeanAveragePrecisionReward'}]}"
-        )
+    rewards = check_rewards(config)
     if config.initial is None:
         raise ConfigError(
             "initial: missing; tuning starts from a checkpoint (`rewardtune pretrain` makes one: "
             "runs/NAME/final.npz)"
         )
     task = build_task(config.task)
-    reward = build_reward(config.rewards, task)
+    reward = build_reward(rewards, task)
     missing = set(task.auxiliary_arrays) - set(reward.provides)
     if missing and config.learner.reinforce.auxiliary_weight:
         raise ConfigError(
@@ -42,6 +39,16 @@ def check_tune(config: RunConfig) -> Task:
         check_split(task, config.evaluation.split, 1, "evaluation.split")
     load_initial(config, config.model.build(task))
     return task
+
+
+def check_rewards(config: RunConfig) -> RewardsConfig:
+    """The config's rewards; raises `ConfigError` where it has none."""
+    if config.rewards is None:
+        raise ConfigError(
+            "rewards: missing; there must be at least one term, such as "
+            "rewards: {terms: [{path: 'rewards.detection:MeanAveragePrecisionReward'}]}"
+        )
+    return config.rewards
 
 
 def check_split(task: Task, split: str, at_least: int, setting: str) -> None:

@@ -37,6 +37,10 @@ class PullingWorker(ABC):
     def _work(self, leases: list[Lease]) -> None:
         """Gives every lease its outcome."""
 
+    def _wanted(self) -> int:
+        """How many leases to ask for now; a worker whose hands are full waits here, and says 0."""
+        return self._leases
+
     def stop(self) -> None:
         """Ends `run` after the work at hand."""
         self._stopping = True
@@ -47,8 +51,11 @@ class PullingWorker(ABC):
         while not self._stopping:
             began = time.monotonic()
             try:
-                leases = self._queue.lease(
-                    self._stage, self._leases, None, status.worker, wait=WAIT_SECONDS
+                wanted = self._wanted()
+                leases = (
+                    self._queue.lease(self._stage, wanted, None, status.worker, wait=WAIT_SECONDS)
+                    if wanted
+                    else []
                 )
                 leased = time.monotonic()
                 status.waiting += leased - began

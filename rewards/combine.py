@@ -4,7 +4,9 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,8 +20,8 @@ from protos.trajectory import (
     Scored,
 )
 from rewards.config import RewardsConfig
-from rewards.judge import RewardContractError, describe, judge
-from rewards.reward import Reward
+from rewards.judge import RewardContractError, describe, judge, start, when_all
+from rewards.reward import AnyReward, Group, Reward, is_submitted
 from vision.tasks.task import Example, Task
 
 
@@ -27,7 +29,7 @@ class RewardLoadError(ValueError):
     """A reward of the config cannot be built."""
 
 
-def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> Reward:
+def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> AnyReward:
     """Builds `Class(task, **options)` from 'module:Class'.
 
     Raises:
@@ -65,7 +67,7 @@ def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> Reward:
         raise RewardLoadError(
             f"reward {path!r} with options {dict(options)}: {describe(error)}"
         ) from error
-    if not callable(getattr(reward, "score", None)):
+    if not (callable(getattr(reward, "score", None)) or is_submitted(reward)):
         raise RewardLoadError(
             f"reward {path!r}: {type(reward).__name__} has no method score(examples, predictions)"
         )
@@ -75,7 +77,7 @@ def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> Reward:
             f"reward {path!r}: `provides` is {provides!r}; it must name the auxiliary arrays of "
             "the outcomes: `provides = ()` when there are none"
         )
-    return cast(Reward, reward)
+    return cast(AnyReward, reward)
 
 
 def _check_options(path: str, reward_class: Any, task: Task, options: Mapping[str, Any]) -> None:
@@ -99,31 +101,27 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return (f" Did you mean {close[0]!r}?" if close else "") + f" There are {sorted(known)}"
 
 
-class WeightedSum:
-    """Σ weight · reward; a sample is scored only where every term scores it."""
+class _Terms:
+    """Weighted terms, and how the outcomes of all become one."""
 
-    def __init__(self, terms: Sequence[tuple[Reward, float]]):
+    def __init__(self, terms: Sequence[tuple[AnyReward, float]]):
         if not terms:
             raise ValueError("a weighted sum of rewards needs at least one term")
         for reward, weight in terms:
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {type(reward).__name__} is {weight}")
-        self._terms = list(terms)
+        self._terms: Sequence[tuple[AnyReward, float]] = list(terms)
         self._names = [f"term {i} ({type(reward).__name__})" for i, (reward, _) in enumerate(terms)]
         self.provides: Sequence[str] = tuple(
             dict.fromkeys(name for reward, _ in terms for name in reward.provides)
         )
 
-    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
-        """Outcomes of the sum; failures and abstentions name their term.
-
-        Raises:
-          InfrastructureError, RewardContractError: a term raised it, or something else.
-        """
+    def _total(self, terms: Sequence[Callable[[], tuple[Outcome, ...]]]) -> list[Outcome]:
+        """The sums of what the calls return, one a term; what they raise names its term."""
         by_term = []
-        for name, (reward, _) in zip(self._names, self._terms, strict=True):
+        for name, outcomes_of in zip(self._names, terms, strict=True):
             try:
-                by_term.append(judge(reward, examples, predictions))
+                by_term.append(outcomes_of())
             except InfrastructureError as error:
                 raise InfrastructureError(f"{name}: {error}") from error
             except Exception as error:
@@ -156,7 +154,39 @@ class WeightedSum:
         return Scored(total, auxiliary)
 
 
-def build_reward(config: RewardsConfig, task: Task) -> Reward:
+class WeightedSum(_Terms):
+    """Σ weight · reward; a sample is scored only where every term scores it."""
+
+    _terms: Sequence[tuple[Reward, float]]
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+        """Outcomes of the sum; failures and abstentions name their term.
+
+        Raises:
+          InfrastructureError, RewardContractError: a term raised it, or something else.
+        """
+        return self._total(
+            [partial(judge, reward, examples, predictions) for reward, _ in self._terms]
+        )
+
+
+class SubmittedSum(_Terms):
+    """The same where a term is computed elsewhere; the others are computed here meanwhile."""
+
+    def __init__(self, terms: Sequence[tuple[AnyReward, float]]):
+        super().__init__(terms)
+        self.in_flight = min(reward.in_flight for reward, _ in terms if is_submitted(reward))
+
+    def submit(self, group: Group) -> Future[Sequence[Outcome]]:
+        """See `rewards.reward.SubmittedReward`, and `WeightedSum.score`."""
+        rewards = [reward for reward, _ in self._terms]
+        elsewhere_first = sorted(range(len(rewards)), key=lambda i: not is_submitted(rewards[i]))
+        started = {i: start(rewards[i], group) for i in elsewhere_first}
+        parts = [started[i] for i in range(len(rewards))]
+        return when_all(parts, lambda: self._total([part.result for part in parts]))
+
+
+def build_reward(config: RewardsConfig, task: Task) -> AnyReward:
     """The reward of a config: its terms, loaded and weighed.
 
     Raises:
@@ -165,4 +195,6 @@ def build_reward(config: RewardsConfig, task: Task) -> Reward:
     terms = [(load_reward(term.path, task, term.options), term.weight) for term in config.terms]
     if len(terms) == 1 and terms[0][1] == 1.0:
         return terms[0][0]
+    if any(is_submitted(reward) for reward, _ in terms):
+        return SubmittedSum(terms)
     return WeightedSum(terms)

@@ -4,11 +4,13 @@ Invariant: what comes back is either one finite `Scored`, `Abstained` or `Failed
 `GroupFailure` with its reason. A failure is never a number.
 """
 
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,13 +22,15 @@ from protos.trajectory import (
     Outcome,
     Scored,
 )
-from rewards.reward import Reward
+from rewards.reward import AnyReward, Group, Reward, is_submitted
 from vision.tasks.task import Example
 
 # A reason travels with its group and stands in the logs; a whole array's repr should not.
 _MAX_REASON = 500
 # The learner computes in float32.
 _LARGEST = float(np.finfo(np.float32).max)
+
+_T = TypeVar("_T")
 
 
 class RewardContractError(ValueError):
@@ -52,10 +56,69 @@ def judge_group(
     """
     try:
         return judge(reward, [example] * len(predictions), predictions)
-    except InfrastructureError as error:
-        return GroupFailure(FailureKind.INFRASTRUCTURE, describe(error))
     except Exception as error:  # noqa: BLE001  # users' code may raise anything: it becomes typed
-        return GroupFailure(FailureKind.DATA, describe(error))
+        return group_failure(error)
+
+
+def group_failure(error: BaseException) -> GroupFailure:
+    """What an exception of a reward means for its group."""
+    infrastructure = isinstance(error, InfrastructureError)
+    kind = FailureKind.INFRASTRUCTURE if infrastructure else FailureKind.DATA
+    return GroupFailure(kind, describe(error))
+
+
+def start(reward: AnyReward, group: Group) -> Future[tuple[Outcome, ...]]:
+    """Begins to judge a group; the future holds the checked outcomes or what was raised.
+
+    A reward that is computed here is done when this returns; one that is computed elsewhere
+    answers later, in a thread of its own. Nothing is raised here.
+    """
+    if is_submitted(reward):
+        try:
+            submitted = reward.submit(group)
+        except Exception as error:  # noqa: BLE001  # users' code: it stands in the future, typed
+            return failed(error)
+        return when_all([submitted], lambda: checked(reward, submitted.result(), len(group)))
+    answer: Future[tuple[Outcome, ...]] = Future()
+    try:
+        examples = [group.example] * len(group)
+        answer.set_result(judge(reward, examples, group.predictions))  # type: ignore[arg-type]
+    except Exception as error:  # noqa: BLE001  # as above, and a broken example
+        answer.set_exception(error)
+    return answer
+
+
+def failed(error: BaseException) -> Future[Any]:
+    """A future that raises."""
+    answer: Future[Any] = Future()
+    answer.set_exception(error)
+    return answer
+
+
+def when_all(parts: Sequence[Future[Any]], result: Callable[[], _T]) -> Future[_T]:
+    """A future of what `result` returns or raises once all parts are done; it cannot be cancelled.
+
+    `result` runs in the thread that finishes last.
+    """
+    answer: Future[_T] = Future()
+    answer.set_running_or_notify_cancel()
+    lock = threading.Lock()
+    left = len(parts)
+
+    def part_done(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if left:
+                return
+        try:
+            answer.set_result(result())
+        except BaseException as error:  # noqa: BLE001  # whoever waits for the answer gets it
+            answer.set_exception(error)
+
+    for part in parts:
+        part.add_done_callback(part_done)
+    return answer
 
 
 def judge(
@@ -66,15 +129,23 @@ def judge(
     Raises:
       RewardContractError: not a list of one `Scored`, `Abstained` or `Failed` for each prediction.
     """
+    return checked(reward, reward.score(examples, predictions), len(predictions))
+
+
+def checked(reward: AnyReward, outcomes: object, count: int) -> tuple[Outcome, ...]:
+    """The outcomes of `count` samples; a number that is not finite becomes `Failed`.
+
+    Raises:
+      RewardContractError: as of `judge`.
+    """
     name = type(reward).__name__
-    outcomes = reward.score(examples, predictions)
     if not isinstance(outcomes, Sequence):
         raise RewardContractError(
             f"{name}.score returned {type(outcomes).__name__}; expected a list of outcomes"
         )
-    if len(outcomes) != len(predictions):
+    if len(outcomes) != count:
         raise RewardContractError(
-            f"{name}.score returned {len(outcomes)} outcomes for {len(predictions)} predictions; "
+            f"{name}.score returned {len(outcomes)} outcomes for {count} predictions; "
             "expected one for each"
         )
     return tuple(_checked(reward, index, outcome) for index, outcome in enumerate(outcomes))
@@ -91,7 +162,7 @@ def _short(reason: str) -> str:
     return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
 
 
-def _checked(reward: Reward, index: int, outcome: object) -> Outcome:
+def _checked(reward: AnyReward, index: int, outcome: object) -> Outcome:
     name = type(reward).__name__
     if isinstance(outcome, Abstained | Failed):
         return outcome

@@ -1,10 +1,20 @@
-"""What a reward is: a class with `score`, batched, pure, importable by a path."""
+"""What a reward is: a class with `score`, batched, pure, importable by a path.
+
+A reward that is computed elsewhere has `submit` instead: it takes the sampled sequences, which are
+small, and answers later. Whoever holds a group in hand calls `rewards.judge.start`, which treats
+both alike.
+"""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import cached_property
 from typing import Any, Protocol
 
+from typing_extensions import TypeIs
+
+from protos.reward import ScoreRequest
 from protos.trajectory import Outcome
-from vision.tasks.task import Example
+from vision.tasks.task import Example, Task
 
 
 class Reward(Protocol):
@@ -27,3 +37,56 @@ class Reward(Protocol):
         a failure of this group's data.
         """
         ...
+
+
+class Group:
+    """K sampled sequences of one example; example and predictions are made when asked for.
+
+    Attributes:
+      request: the sequences, as they travel to a remote reward.
+    """
+
+    def __init__(self, task: Task, request: ScoreRequest):
+        self.request = request
+        self._task = task
+
+    def __len__(self) -> int:
+        return len(self.request)
+
+    @cached_property
+    def example(self) -> Example:
+        """The example, augmented as the model saw it."""
+        request = self.request
+        return self._task.load(request.split, request.example_id, request.augmentation_seed)
+
+    @cached_property
+    def predictions(self) -> list[Any]:
+        """[K] predictions, as the task reads them."""
+        return self._task.decode(self.example, self.request.tokens, self.request.logprobs)
+
+
+class SubmittedReward(Protocol):
+    """A reward that is computed elsewhere, by a server or by a person.
+
+    Attributes:
+      provides: as of a `Reward`.
+      in_flight: how many groups a worker may have submitted and not answered.
+    """
+
+    provides: Sequence[str]
+    in_flight: int
+
+    def submit(self, group: Group) -> Future[Sequence[Outcome]]:
+        """Returns at once; the future holds one outcome a sample, or raises as `score` does.
+
+        It always ends: after a deadline of the reward's own with `InfrastructureError`.
+        """
+        ...
+
+
+AnyReward = Reward | SubmittedReward
+
+
+def is_submitted(reward: AnyReward) -> TypeIs[SubmittedReward]:
+    """Whether the reward is computed elsewhere."""
+    return callable(getattr(reward, "submit", None))

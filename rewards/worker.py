@@ -3,20 +3,29 @@
 Invariant: every leased group gets one outcome from this worker, or its lease runs out. Failures
 stay typed: a group whose reward raised goes to quarantine, one sample without a number is `Failed`
 inside its group.
+
+A reward that is computed elsewhere (`rewards.reward.SubmittedReward`) answers later: its groups
+wait in `rewards.in_flight.InFlight` with their leases renewed, and the worker goes on with others.
 """
 
 import logging
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from protos.reward import ScoreRequest
 from protos.trajectory import Failed, FailureKind, Outcome, Sampled, Scored, ScoredGroup
 from replay.lease_keeper import LeaseKeeper
-from replay.pulling import PullingWorker, WorkerStatus
+from replay.pulling import WAIT_SECONDS, PullingWorker, WorkerStatus
 from replay.queue import Lease, ReplayQueue, Stage
-from rewards.judge import GroupFailure, describe, judge_group
-from rewards.reward import Reward
+from rewards.in_flight import Answer, InFlight
+from rewards.judge import GroupFailure, group_failure, start
+from rewards.reward import AnyReward, Group, is_submitted
 from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -30,6 +39,7 @@ class RewardStatus(WorkerStatus):
 
     failed_groups: int = 0
     failed_samples: int = 0
+    in_flight: int = 0
     last_failures: list[str] = field(default_factory=list)
 
     def failure(self, reason: str) -> None:
@@ -43,7 +53,7 @@ class RewardWorker(PullingWorker):
     def __init__(
         self,
         task: Task,
-        reward: Reward,
+        reward: AnyReward,
         queue: ReplayQueue,
         keeper: LeaseKeeper,
         worker: str,
@@ -56,6 +66,26 @@ class RewardWorker(PullingWorker):
         self._reward = reward
         self._keeper = keeper
         self._split = split
+        self._flushing = threading.Lock()
+        self._in_flight = (
+            InFlight(reward.in_flight, self._flush_answers) if is_submitted(reward) else None
+        )
+
+    def _wanted(self) -> int:
+        if self._in_flight is None:
+            return self._leases
+        self.status.in_flight = len(self._in_flight)
+        return min(self._leases, self._in_flight.wait_for_room(WAIT_SECONDS))
+
+    def run(self) -> dict[str, Any]:
+        """See `PullingWorker`; groups that nobody has answered by its end go back untried."""
+        try:
+            return super().run()
+        finally:
+            if self._in_flight is not None:
+                unanswered = self._in_flight.close()
+                self._keeper.drop(unanswered)
+                self._queue.release([lease.id for lease in unanswered])
 
     def _apart_if_failed(self, leases: list[Lease]) -> list[Lease]:
         """A group whose delivery failed may end this process: it is scored with no others held."""
@@ -68,38 +98,60 @@ class RewardWorker(PullingWorker):
     def _work(self, leases: list[Lease]) -> None:
         leases = self._apart_if_failed(leases)
         self._keeper.hold(leases)
-        done: list[tuple[Lease, ScoredGroup | GroupFailure]] = []
+        ours = set(leases)  # whose outcome is given, or whose leases are left to run out, below
+        done: list[Answer] = []
         flushed = time.monotonic()
         try:
             for lease in leases:
                 with self._keeper.working_on([lease]):
-                    done.append((lease, self._score(lease)))
+                    sampled, answer = self._begin(lease)
+                if answer.done() or self._in_flight is None:
+                    done.append(Answer(lease, sampled, answer))
+                else:
+                    ours.remove(lease)
+                    self._in_flight.add(Answer(lease, sampled, answer))
                 # A call costs about a millisecond: cheap rewards share one, dear ones do not wait.
                 if time.monotonic() - flushed > FLUSH_SECONDS:
-                    self._flush(done)
+                    self._flush_answers(done)
                     done, flushed = [], time.monotonic()
-            self._flush(done)
+            self._flush_answers(done)
         finally:
-            self._keeper.drop(leases)
+            self._keeper.drop(ours)
 
-    def _flush(self, done: list[tuple[Lease, ScoredGroup | GroupFailure]]) -> None:
+    def _begin(self, lease: Lease) -> tuple[Sampled, Future[tuple[Outcome, ...]]]:
+        assert lease.payload is not None
+        sampled = Sampled.from_bytes(lease.payload)
+        ticket = sampled.ticket
+        request = ScoreRequest(
+            self._split,
+            ticket.example_id,
+            ticket.augmentation_seed,
+            sampled.tokens,
+            sampled.logprobs,
+        )
+        return sampled, start(self._reward, Group(self._task, request))
+
+    def _flush_answers(self, answers: Sequence[Answer]) -> None:
+        """Gives answered groups their outcomes, from whichever thread has them."""
         completed, failed = [], []
-        for lease, result in done:
-            if isinstance(result, GroupFailure):
-                failed.append((lease.id, result.reason, result.kind))
-            else:
-                completed.append((lease.id, result.to_bytes()))
+        with self._flushing:
+            for answer in answers:
+                result = self._outcomes(answer)
+                if isinstance(result, GroupFailure):
+                    failed.append((answer.lease.id, result.reason, result.kind))
+                else:
+                    group = ScoredGroup(answer.sampled, result)
+                    completed.append((answer.lease.id, group.to_bytes()))
         if completed:
             self._queue.complete(completed)
         if failed:
             self._queue.fail(failed)
-        self._keeper.drop([lease for lease, _ in done])
+        self._keeper.drop([answer.lease for answer in answers])
 
-    def _score(self, lease: Lease) -> ScoredGroup | GroupFailure:
-        assert lease.payload is not None
-        sampled = Sampled.from_bytes(lease.payload)
-        ticket = sampled.ticket
-        result = self._judge(sampled)
+    def _outcomes(self, answer: Answer) -> tuple[Outcome, ...] | GroupFailure:
+        ticket = answer.sampled.ticket
+        error = answer.outcomes.exception()
+        result = self._usable(answer.outcomes.result()) if error is None else group_failure(error)
         self.status.groups += 1
         if isinstance(result, GroupFailure):
             self.status.failed_groups += 1
@@ -109,17 +161,7 @@ class RewardWorker(PullingWorker):
             if not isinstance(outcome, Scored):
                 self.status.failed_samples += 1
                 self._report(_describe(outcome, index, ticket.ordinal, ticket.example_id))
-        return ScoredGroup(sampled, tuple(result))
-
-    def _judge(self, sampled: Sampled) -> tuple[Outcome, ...] | GroupFailure:
-        ticket = sampled.ticket
-        try:
-            example = self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
-            predictions = self._task.decode(example, sampled.tokens, sampled.logprobs)
-        except Exception as error:  # noqa: BLE001  # a broken example costs its own group, typed
-            return GroupFailure(FailureKind.DATA, describe(error))
-        result = judge_group(self._reward, example, predictions)
-        return result if isinstance(result, GroupFailure) else self._usable(result)
+        return result
 
     def _usable(self, outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...] | GroupFailure:
         """The outcomes, if the learner can train with them and no other worker may do better."""

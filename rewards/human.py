@@ -1,0 +1,247 @@
+"""Rewards by people: groups wait for an answer, and the answers become numbers.
+
+A group waits here as an open gRPC call, which costs a few kilobytes and no thread: its lease is
+renewed by the reward worker that asked (`rewards.in_flight`), which goes on with other groups.
+Invariant: a group gets one answer. It is on disk before it counts, so a server that is started
+again, or a worker that asks again, gets the same one and nobody is asked twice.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from protos.reward import Description, ScoreRequest, ScoreResponse
+from protos.trajectory import Abstained, Failed, FailureKind, Outcome, Scored
+from rewards.facts import task_facts
+from rewards.judge import describe
+from rewards.reward import Group
+from vision.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["compare", "rate"]
+RATINGS = 5
+# A group that somebody looks at is offered to others only after so long.
+LOOKING_SECONDS = 120.0
+# Groups that nobody waits for any more are kept for a while: a worker may ask again.
+KEPT_ABANDONED = 1000
+
+
+class AnswerError(ValueError):
+    """An answer that is none, or one to a group that does not wait."""
+
+
+def outcomes_of(mode: Mode, samples: int, answer: Mapping[str, Any]) -> tuple[Outcome, ...]:
+    """The outcomes that an answer means, in the order of the samples.
+
+    `compare`: `ranks`, 1 for the best, equal numbers for equals. The reward is the share of the
+    comparisons with the other judged samples that the sample won, a tie counting half: 1 for the
+    best, 0 for the worst, 0.5 where all are equal. `rate`: `ratings` from 1 to 5; the reward is
+    (rating - 1) / 4. None at a sample: it could not be judged, and abstains. `skip`: all abstain.
+
+    Raises:
+      AnswerError: anything else.
+    """
+    if answer.get("skip") is True:
+        return (Abstained("skipped"),) * samples
+    name, most = ("ranks", samples) if mode == "compare" else ("ratings", RATINGS)
+    values = answer.get(name)
+    if not isinstance(values, list) or len(values) != samples:
+        raise AnswerError(f"expected {name}, a list of {samples} numbers, or skip: true")
+    for value in values:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and 1 <= value <= most):
+            raise AnswerError(f"{name} hold {value!r}; each must be null or in 1 .. {most}")
+    if mode == "rate":
+        rewards = [None if value is None else (value - 1) / (RATINGS - 1) for value in values]
+    else:
+        rewards = [None if value is None else _share_won(value, values) for value in values]
+    unjudged = Abstained("not judged")
+    return tuple(unjudged if reward is None else Scored(reward) for reward in rewards)
+
+
+def _share_won(rank: int, ranks: Sequence[int | None]) -> float | None:
+    judged = [other for other in ranks if other is not None]
+    if len(judged) < 2:
+        return None  # compared with nothing
+    won = sum((rank < other) + 0.5 * (rank == other) for other in judged) - 0.5  # without itself
+    return won / (len(judged) - 1)
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A group that waits for an answer.
+
+    Attributes:
+      key: names it; the same for the same sequences.
+      group: what is to be judged.
+      order: [K] the sample at each position of the page, so that no place is favoured.
+      since: when it was first asked for, `time.monotonic`.
+      callers: open calls that wait for it; 0: nobody does any more.
+      viewer: who was offered it last.
+      offered: when.
+    """
+
+    key: str
+    group: Group
+    order: list[int]
+    since: float
+    callers: int = 0
+    viewer: str = ""
+    offered: float = float("-inf")
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    response: asyncio.Future[ScoreResponse] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class HumanScorer:
+    """A `rewards.service.Scorer` whose answers come from people; all calls from one event loop."""
+
+    def __init__(self, task: Task, mode: Mode, answers: Path):
+        """Reads the answers that there are.
+
+        Args:
+          task: draws the samples.
+          mode: how they are judged.
+          answers: a file of JSON lines, made where there is none.
+
+        Raises:
+          AnswerError: the file holds a line that is no answer.
+          OSError: it cannot be read or written.
+        """
+        self.mode: Mode = mode
+        self.description = Description(f"people ({mode})", (), task_facts(task))
+        self._task = task
+        self._facts = json.dumps(self.description.task, sort_keys=True)
+        self._path = answers
+        self._answers: dict[str, tuple[Outcome, ...]] = {}
+        self._waiting: dict[str, Waiting] = {}
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        answers.touch()
+        for number, line in enumerate(answers.read_text().splitlines(), 1):
+            self._read(line, f"{answers}, line {number}")
+
+    def _read(self, line: str, where: str) -> None:
+        try:
+            values = json.loads(line)
+            outcomes = outcomes_of(values["mode"], values["samples"], values["answer"])
+            self._answers[values["key"]] = outcomes
+        except (AnswerError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AnswerError(f"{where} is no answer: {error!r}") from error
+
+    @property
+    def done(self) -> int:
+        """Groups that were answered, now or by an earlier process."""
+        return len(self._answers)
+
+    @property
+    def waiting(self) -> int:
+        """Groups that somebody waits for."""
+        return sum(1 for entry in self._waiting.values() if entry.callers)
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """See `Scorer`; returns when somebody has answered."""
+        key = self._key(request)
+        if key in self._answers:
+            return ScoreResponse(self._answers[key])
+        if key not in self._waiting:
+            order = np.random.default_rng(int(key, 16)).permutation(len(request))
+            self._waiting[key] = Waiting(
+                key, Group(self._task, request), order.tolist(), time.monotonic()
+            )
+        entry = self._waiting[key]
+        entry.callers += 1
+        try:
+            return await asyncio.shield(entry.response)
+        finally:
+            entry.callers -= 1
+            self._forget_abandoned()
+
+    def next(self, viewer: str) -> Waiting | None:
+        """The group that has waited longest and that nobody else looks at; None: there is none."""
+        now = time.monotonic()
+        for entry in self._waiting.values():
+            looked_at = entry.viewer != viewer and now - entry.offered < LOOKING_SECONDS
+            if entry.callers and not looked_at:
+                entry.viewer, entry.offered = viewer, now
+                return entry
+        return None
+
+    def find(self, key: str) -> Waiting:
+        """A group that waits; `AnswerError` where it does not."""
+        if key not in self._waiting:
+            raise AnswerError("this group was answered already, or never asked for")
+        return self._waiting[key]
+
+    def answer(self, key: str, answer: Mapping[str, Any]) -> None:
+        """Gives a group its answer, whose values stand in the order of the page's positions.
+
+        Raises:
+          AnswerError: the group does not wait, or this is no answer. Nothing changes then.
+          OSError: the answer cannot be written. Nothing changes then, either.
+        """
+        entry = self.find(key)
+        by_sample = _by_sample(answer, entry.order)
+        outcomes = outcomes_of(self.mode, len(entry.order), by_sample)
+        request = entry.group.request
+        line = {
+            "key": key,
+            "time": time.time(),
+            "split": request.split,
+            "example_id": request.example_id,
+            "samples": len(request),
+            "mode": self.mode,
+            "answer": by_sample,
+            "waited": round(time.monotonic() - entry.since, 1),
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._answers[key] = outcomes
+        self._end(entry, ScoreResponse(outcomes))
+
+    def give_up(self, entry: Waiting, error: BaseException) -> None:
+        """The group cannot be shown: it fails, so that it holds up nobody."""
+        if entry.key in self._waiting:
+            reason = describe(error)
+            logger.warning("example %s: %s", entry.group.request.example_id, reason)
+            self._end(entry, ScoreResponse((), Failed(reason, FailureKind.DATA)))
+
+    def _end(self, entry: Waiting, response: ScoreResponse) -> None:
+        del self._waiting[entry.key]
+        entry.response.set_result(response)
+
+    def _key(self, request: ScoreRequest) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.mode.encode(), self._facts.encode(), request.to_bytes()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()
+
+    def _forget_abandoned(self) -> None:
+        abandoned = [key for key, entry in self._waiting.items() if not entry.callers]
+        for key in abandoned[:-KEPT_ABANDONED]:
+            del self._waiting[key]
+
+
+def _by_sample(answer: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """The answer with its lists in the order of the samples."""
+    result: dict[str, Any] = {}
+    for name in ("ranks", "ratings"):
+        values = answer.get(name)
+        if isinstance(values, list) and len(values) == len(order):
+            placed: list[Any] = [None] * len(order)
+            for position, sample in enumerate(order):
+                placed[sample] = values[position]
+            result[name] = placed
+    return result | ({"skip": True} if answer.get("skip") is True else {})

@@ -1,0 +1,237 @@
+"""A reward behind gRPC (`protos/reward.proto`), used in a config like any other.
+
+    rewards: {terms: [{path: "rewards.remote:RemoteReward", options: {address: "host:50061"}}]}
+
+Both calls are idempotent, so one that got no answer is repeated. What is then still unanswered is
+an infrastructure failure: the queue gives the group to another worker. What the server says of the
+samples comes back as it is.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import grpc
+
+from protos.edge import (
+    MAX_MESSAGE_BYTES,
+    authorization,
+    channel_credentials,
+    channel_options,
+    read_token,
+)
+from protos.reward import DESCRIBE, SCORE, Description, ScoreResponse
+from protos.trajectory import FailureKind, InfrastructureError, Outcome, WireError
+from rewards.facts import differences, task_facts
+from rewards.reward import Group
+from vision.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 0.2
+LONGEST_BACKOFF_SECONDS = 10.0
+# The server may not have seen the call, or lost it: asking again does no harm and may help.
+_REPEATED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+}
+# The server understood, and refuses this very request: it would do so again.
+_REFUSED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+class RemoteRewardError(ValueError):
+    """No server, or not the right one; or it refuses a request."""
+
+
+class RemoteReward:
+    """Implements `rewards.reward.SubmittedReward`; one thread, however many groups are in flight.
+
+    Options:
+      address: host:port of `rewardtune serve reward` or `serve human`.
+      deadline_seconds: the longest that a group may take, repetitions included.
+      retries: repetitions in a row that get no answer; pauses grow from 0.2 s to 10 s.
+      in_flight: groups that a worker may have submitted and not answered.
+      token_env, token_file: where the bearer token is, in the reward workers' environment.
+      tls: encrypt, and check the server against the system's certificates.
+      ca_file: encrypt, and check it against these (PEM).
+      connect_seconds: how long to wait at start for a server that does not answer yet.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        address: str,
+        deadline_seconds: float = 60.0,
+        retries: int = 10,
+        in_flight: int = 16,
+        token_env: str | None = None,
+        token_file: str | None = None,
+        tls: bool = False,
+        ca_file: str | None = None,
+        connect_seconds: float = 30.0,
+    ):
+        for name, value, least in (
+            ("deadline_seconds", deadline_seconds, 0.001),
+            ("retries", retries, 0),
+            ("in_flight", in_flight, 1),
+            ("connect_seconds", connect_seconds, 0.001),
+        ):
+            if not (least <= value < math.inf):
+                raise RemoteRewardError(f"{name} is {value}; it must be at least {least}")
+        self.in_flight = in_flight
+        self._address = address
+        self._deadline = deadline_seconds
+        self._retries = retries
+        self._credentials = channel_credentials(tls, ca_file)
+        self._metadata = authorization(read_token(token_env, token_file))
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self.description = self._describe(connect_seconds)
+        self.provides: Sequence[str] = self.description.provides
+        self._check_task(task)
+
+    def submit(self, group: Group) -> Future[Sequence[Outcome]]:
+        """See `SubmittedReward`.
+
+        Raises:
+          WireError: the sequences are not what the wire takes, or too many.
+        """
+        data = group.request.to_bytes()
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise WireError(
+                f"the group's sequences take {len(data)} bytes; at most {MAX_MESSAGE_BYTES} may "
+                "travel: fewer samples in a group, or shorter ones"
+            )
+        return asyncio.run_coroutine_threadsafe(self._score(data), self._running_loop())
+
+    def close(self) -> None:
+        """Ends the thread and the connection; unanswered groups fail."""
+        with self._starting:
+            loop, channel = self._loop, self._channel
+            self._loop = self._channel = None
+        if loop is not None and channel is not None:
+            asyncio.run_coroutine_threadsafe(channel.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=self._loop.run_forever, name="remote-reward", daemon=True
+                ).start()
+            return self._loop
+
+    async def _score(self, data: bytes) -> Sequence[Outcome]:
+        answer = ScoreResponse.from_bytes(await self._call(data))
+        if answer.failure is None:
+            return answer.outcomes
+        reason = f"the reward at {self._address}: {answer.failure.reason}"
+        if answer.failure.kind is FailureKind.INFRASTRUCTURE:
+            raise InfrastructureError(reason)
+        raise RemoteRewardError(reason)
+
+    async def _call(self, data: bytes) -> bytes:
+        """The answer's bytes; repeats what may be repeated until the deadline."""
+        if self._channel is None:  # it belongs to this event loop
+            self._channel = self._open(grpc.aio)
+        score = self._channel.unary_unary(SCORE)
+        give_up = time.monotonic() + self._deadline
+        attempt = 0
+        for tries in itertools.count(1):
+            began = time.monotonic()
+            try:
+                return bytes(
+                    await score(data, timeout=give_up - began, metadata=self._metadata or None)
+                )
+            except grpc.aio.AioRpcError as error:
+                now = time.monotonic()
+                if now - began > LONGEST_BACKOFF_SECONDS:
+                    attempt = 0  # it was there, and has gone since
+                pause = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**attempt)
+                pause *= random.uniform(0.5, 1.0)  # workers must not come back all at once
+                last = attempt >= self._retries or now + pause >= give_up
+                if last or error.code() not in _REPEATED:
+                    raise self._failure(error, tries) from error
+                if attempt == 0:
+                    logger.warning("reward at %s: %s; asking again", self._address, _say(error))
+            attempt += 1
+            await asyncio.sleep(pause)
+        raise AssertionError("the loop has no other end")
+
+    def _failure(self, error: grpc.RpcError, tries: int) -> Exception:
+        reason = f"the reward at {self._address}, asked {tries} times: {_say(error)}"
+        if error.code() in _REFUSED:
+            return RemoteRewardError(reason)
+        return InfrastructureError(reason)
+
+    def _describe(self, seconds: float) -> Description:
+        """Asks what the server is, on a connection of its own, so that nothing runs until needed.
+
+        Raises:
+          RemoteRewardError: nothing answers within `seconds`, or something that is no reward.
+        """
+        give_up = time.monotonic() + seconds
+        with self._open(grpc) as channel:
+            for wait in (False, True):
+                try:
+                    data = channel.unary_unary(DESCRIBE)(
+                        b"",
+                        timeout=max(0.001, give_up - time.monotonic()),
+                        metadata=self._metadata or None,
+                        wait_for_ready=wait,
+                    )
+                    return Description.from_bytes(data)
+                except grpc.RpcError as error:
+                    if error.code() not in _REPEATED or wait:
+                        raise self._no_server(error, seconds) from error
+                    logger.warning(
+                        "no reward at %s yet: waiting up to %g s", self._address, seconds
+                    )
+                except WireError as error:
+                    raise RemoteRewardError(
+                        f"{self._address} answers, but not as a reward: {error}"
+                    ) from error
+        raise AssertionError("the loop has no other end")
+
+    def _no_server(self, error: grpc.RpcError, seconds: float) -> RemoteRewardError:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            return RemoteRewardError(
+                f"the reward at {self._address} refuses the token: {_say(error)}. Name it by "
+                "token_env or token_file"
+            )
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return RemoteRewardError(
+                f"no reward answers at {self._address} within {seconds:g} s ({_say(error)}). Start "
+                "one with `rewardtune serve reward CONFIG`, or mend the address"
+            )
+        return RemoteRewardError(f"{self._address} answers, but not as a reward: {_say(error)}")
+
+    def _check_task(self, task: Task) -> None:
+        found = differences(task_facts(task), self.description.task)
+        if found:
+            raise RemoteRewardError(
+                f"the reward at {self._address} ({self.description.reward}) serves another task: "
+                + "; ".join(found)
+            )
+
+    def _open(self, library: object) -> grpc.Channel:
+        """A channel of `grpc` or `grpc.aio`."""
+        if self._credentials is None:
+            return library.insecure_channel(self._address, options=channel_options())  # type: ignore[attr-defined]
+        return library.secure_channel(  # type: ignore[attr-defined]
+            self._address, self._credentials, options=channel_options()
+        )
+
+
+def _say(error: grpc.RpcError) -> str:
+    return f"{error.code().name}: {error.details()}"
