@@ -33,6 +33,7 @@ from learner.metrics import METRICS_FILE, read_metrics
 
 logger = logging.getLogger(__name__)
 
+TRAINING_REWARD = "reward/mean"  # what metrics.jsonl calls it
 SHORTEST_STRETCH = 3  # evaluations
 STRETCHES = 4  # the run is at least so many long, beyond the shortest
 METRIC_ERRORS, REWARD_ERRORS = 5.0, 2.0  # standard errors of a difference
@@ -151,20 +152,19 @@ def reward_hacking_in(
     metric: str,
     training: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Mapping[str, Any]],
-    reward: str = "reward/mean",
 ) -> RewardHacking | None:
     """`find_reward_hacking` on lines of metrics.jsonl and of evaluations.jsonl.
 
     A resumed run may be evaluated on other examples than before: what is not comparable with the
     last evaluation is left out.
     """
-    trained = [line for line in training if reward in line]
+    trained = [line for line in training if TRAINING_REWARD in line]
     judged = [line for line in evaluations if metric in line]
     judged = [line for line in judged if _examples_of(line) == _examples_of(judged[-1])]
     return find_reward_hacking(
         metric,
         [int(line["step"]) for line in trained],
-        [float(line[reward]) for line in trained],
+        [float(line[TRAINING_REWARD]) for line in trained],
         [int(line["step"]) for line in judged],
         [float(line[metric]) for line in judged],
     )

@@ -34,6 +34,18 @@ class RewardDistribution:
     greedy: float | None
 
 
+def summary(distribution: RewardDistribution) -> dict[str, float | None]:
+    """The figures that say most, by what they are called; means unless said otherwise."""
+    d = distribution
+    return {
+        "mean sample": d.best[0],
+        "median sample": d.quantiles["sample"][50] if d.quantiles["sample"] else None,
+        f"best of {d.samples}": d.best[-1],
+        f"most likely of {d.samples}": d.likeliest[-1],
+        "greedy": d.greedy,
+    }
+
+
 def describe_rewards(
     rewards: np.ndarray, logprobs: np.ndarray, greedy: np.ndarray
 ) -> RewardDistribution:

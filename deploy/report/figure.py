@@ -1,66 +1,107 @@
-"""Matplotlib figures as inline SVG that takes its colours from the page.
+"""Matplotlib figures: as inline SVG that takes its colours from the page, and as PNG files.
 
-A page is read on light and on dark ground, so nothing is drawn in a fixed colour: figures are drawn
-in marker colours, which the SVG then names as the page's CSS variables. Text stays text.
+A page is read on light and on dark ground, so nothing is drawn in a fixed colour there: figures are
+drawn in marker colours, which the SVG then names as the page's CSS variables. Text stays text. A
+file has the page's light colours.
 """
 
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from deploy.report.style import STYLE
+
+HUES = 6
+PNG_DOTS_PER_INCH = 110
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours by what is drawn in them; `hues` tell series apart."""
+
+    ink: str
+    muted: str
+    line: str
+    before: str
+    after: str
+    best: str
+    hues: tuple[str, ...]
+
+    def of_policy(self, key: str) -> str:
+        """The colour of `before`, `after` or `best`."""
+        return {"before": self.before, "after": self.after, "best": self.best}[key]
+
+
+_ROLES = ("ink", "muted", "line", "before", "after", "best")
+_HUES = tuple(f"hue{index}" for index in range(HUES))
 # Marker colour -> CSS variable.
-INK, MUTED, LINE = "#010101", "#010102", "#010103"
-BEFORE, AFTER, BEST = "#010104", "#010105", "#010106"
-HUES = ("#010111", "#010112", "#010113", "#010114", "#010115", "#010116")
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    LINE: "--line",
-    BEFORE: "--before",
-    AFTER: "--after",
-    BEST: "--best",
-    **{hue: f"--hue{index}" for index, hue in enumerate(HUES)},
-}
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": LINE,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "axes.formatter.useoffset": False,
-}
+_VARIABLES = {f"#0101{index:02x}": f"--{name}" for index, name in enumerate(_ROLES + _HUES)}
+
+
+def _palette(colours: list[str]) -> Palette:
+    roles = dict(zip(_ROLES, colours, strict=False))
+    return Palette(**roles, hues=tuple(colours[len(_ROLES) :]))
+
+
+def _light(variable: str) -> str:
+    found = re.search(rf"{variable}: (#[0-9a-f]{{6}});", STYLE)  # the light theme comes first
+    assert found is not None, variable
+    return found[1]
+
+
+PAGE = _palette(list(_VARIABLES))
+PAPER = _palette([_light(variable) for variable in _VARIABLES.values()])
+
+
+def _style(palette: Palette) -> dict[str, Any]:
+    return {
+        "svg.fonttype": "none",
+        "font.size": 9.5,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "text.color": palette.ink,
+        "axes.labelcolor": palette.ink,
+        "axes.edgecolor": palette.line,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": palette.line,
+        "grid.linewidth": 0.6,
+        "xtick.color": palette.line,
+        "ytick.color": palette.line,
+        "xtick.labelcolor": palette.muted,
+        "ytick.labelcolor": palette.muted,
+        "lines.linewidth": 1.8,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "axes.formatter.useoffset": False,
+    }
 
 
 @contextmanager
-def styled(width: float, height: float) -> Iterator[Figure]:
+def styled(width: float, height: float, palette: Palette = PAGE) -> Iterator[Figure]:
     """A figure of so many inches in the page's style."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_style(palette)):
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Writes a figure in the colours of `PAPER` on white."""
+    with mpl.rc_context(_style(PAPER)):
+        figure.savefig(path, format="png", dpi=PNG_DOTS_PER_INCH, facecolor="white")
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
@@ -71,7 +112,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
       alt: what the figure shows, for who does not see it.
     """
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+    with mpl.rc_context(_style(PAGE) | {"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

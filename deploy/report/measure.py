@@ -1,26 +1,22 @@
 """Judges the policies of a run: greedy decoding on a split, and sampled rewards."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from actors.engine import Engine
-from actors.evaluation import greedy_predictions, split_examples
-from deploy.report.distribution import describe_rewards
+from actors.evaluation import split_examples
+from deploy.report.agreement import Agreement, measure_agreement
+from deploy.report.judge import PolicyJudge, Progress, mean_scored
 from deploy.report.measured import Curve, Picture, PictureRow, PolicyFigures, Report
 from deploy.report.pictures import data_uri, evenly_spaced
 from deploy.report.records import HELD_OUT_PREFIX, RunRecords, find_policies, load_policy
 from deploy.report.timings import SECONDS_PREFIX, process_times
-from protos.trajectory import Scored
-from rewards.judge import judge_group
-from rewards.reward import Reward
+from deploy.reward_hacking import TRAINING_REWARD, reward_hacking_in
 from vision.tasks.task import Example, Task
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -42,42 +38,46 @@ class Extent:
 
 
 def measure(records: RunRecords, extent: Extent, progress: Progress) -> Report:
-    """Builds task, engine and reward of a run, and measures all that its report shows.
+    """Builds what a run's config names, and measures all that its report shows.
 
     Raises:
       ValueError: the split is empty; or what building the task, reward or policies raises.
     """
     import jax
 
-    from deploy.processes import build_engine
-    from rewards.combine import build_reward
     from vision.tasks.registry import build_task
 
     config = records.config
     task = build_task(config.task)
-    engine = build_engine(config, task)
-    reward = None if config.rewards is None else build_reward(config.rewards, task)
+    judge = PolicyJudge.of_run(config, task, progress)
     examples = split_examples(task, extent.split, extent.examples)
     if not examples:
         raise ValueError(f"the split {extent.split!r} of {records.directory} has no examples")
     sources, missing = find_policies(records, task.headline)
-    if reward is None:
+    if config.rewards is None:
         missing.append("The run has no reward (pretraining): there is no reward distribution.")
-    judge = _Judge(task, engine, reward, examples, records, extent, progress)
+    sampled = evenly_spaced(extent.sampled_examples, len(examples))
     model = config.model.build(task)
     policies, predictions, rewards = [], [], []
     for source in sources:
         params = jax.device_put(load_policy(source, records, model))
-        greedy, greedy_rewards = judge.greedy(params, source.label)
+        greedy, greedy_rewards = judge.greedy(params, examples, source.label)
         figures = PolicyFigures(
             source.key,
             source.label,
             source.origin,
             source.step,
             task.evaluate(examples, greedy),
-            _mean(greedy_rewards),
-            0 if reward is None else int(np.isnan(greedy_rewards).sum()),
-            judge.distribution(params, source.label, greedy_rewards),
+            mean_scored(greedy_rewards),
+            0 if config.rewards is None else int(np.isnan(greedy_rewards).sum()),
+            judge.distribution(
+                params,
+                [examples[i] for i in sampled],
+                sampled,
+                extent.samples_per_group,
+                greedy_rewards[sampled],
+                source.label,
+            ),
         )
         policies.append(figures)
         predictions.append(greedy)
@@ -95,7 +95,9 @@ def measure(records: RunRecords, extent: Extent, progress: Progress) -> Report:
         held_out=_curves(records.evaluations, ("split", "seconds")),
         timings=process_times(records),
         missing=[*records.missing, *missing],
-        made=_made(extent),
+        agreement=agreement_of(records, task.headline),
+        reward_hacking=reward_hacking_in(task.headline, records.metrics, records.evaluations),
+        made=how_made(extent.split),
         settings=records.settings,
         pictures=[
             _row(
@@ -108,77 +110,6 @@ def measure(records: RunRecords, extent: Extent, progress: Progress) -> Report:
             for i in evenly_spaced(extent.pictures, len(examples))
         ],
     )
-
-
-class _Judge:
-    """Decodes and scores with one task, engine and reward."""
-
-    def __init__(
-        self,
-        task: Task,
-        engine: Engine,
-        reward: Reward | None,
-        examples: Sequence[Example],
-        records: RunRecords,
-        extent: Extent,
-        progress: Progress,
-    ):
-        self._task, self._engine, self._reward = task, engine, reward
-        self._examples, self._config, self._extent = examples, records.config, extent
-        self._progress = progress
-        self._sampled = evenly_spaced(extent.sampled_examples, len(examples))
-
-    def greedy(self, params: Any, label: str) -> tuple[list[Any], np.ndarray]:
-        """Greedy predictions of all examples, and their rewards [E] (NaN: not scored)."""
-        total = len(self._examples)
-        self._progress(f"{label}: decoding {total:,} examples")
-        every, told = max(1, total // 4), 0
-
-        def tell(done: int) -> None:
-            nonlocal told
-            if done // every > told and done < total:
-                told = done // every
-                self._progress(f"{label}: {done:,} of {total:,} decoded")
-
-        batch = self._config.evaluation.batch_size
-        predictions = greedy_predictions(
-            self._task, self._engine, params, self._examples, batch, tell
-        )
-        pairs = zip(self._examples, predictions, strict=True)
-        return predictions, np.array([self._rewards(e, [p])[0] for e, p in pairs])
-
-    def distribution(self, params: Any, label: str, greedy: np.ndarray) -> Any:
-        """The distribution of sampled rewards; None without a reward."""
-        count = self._extent.samples_per_group
-        if self._reward is None or not self._sampled or count < 1:
-            return None
-        self._progress(f"{label}: {count} samples for each of {len(self._sampled)} examples")
-        # Of the split's position alone, so that all policies draw with the same seeds.
-        seeds = np.random.SeedSequence(self._config.seed).generate_state(
-            len(self._examples), np.uint64
-        )
-        size = min(self._config.actors.groups_per_block, len(self._sampled))
-        rewards, logprobs = [], []
-        for first in range(0, len(self._sampled), size):
-            chosen = self._sampled[first : first + size]
-            filled = chosen + chosen[-1:] * (size - len(chosen))  # one shape: nothing recompiles
-            images = np.stack([self._examples[i].image for i in filled])
-            samples = self._engine.sample(params, images, seeds[filled], count)
-            for row, index in enumerate(chosen):
-                example = self._examples[index]
-                decoded = self._task.decode(example, samples.tokens[row], samples.logprobs[row])
-                rewards.append(self._rewards(example, decoded))
-                logprobs.append(samples.logprobs[row].sum(axis=-1, dtype=np.float64))
-        return describe_rewards(np.stack(rewards), np.stack(logprobs), greedy[self._sampled])
-
-    def _rewards(self, example: Example, predictions: Sequence[Any]) -> np.ndarray:
-        """[N] rewards; NaN where there is none."""
-        if self._reward is None:
-            return np.full(len(predictions), np.nan)
-        outcomes = judge_group(self._reward, example, predictions)
-        if not isinstance(outcomes, tuple):
-            return np.full(len(predictions), np.nan)
-        return np.array([o.reward if isinstance(o, Scored) else np.nan for o in outcomes])
 
 
 def training_curves(records: RunRecords) -> list[Curve]:
@@ -212,11 +143,27 @@ def _row(
     return PictureRow(example.example_id, pictures)
 
 
-def _mean(values: np.ndarray) -> float | None:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else None
+def agreement_of(records: RunRecords, headline: str) -> Agreement | None:
+    """Training reward against the held-out headline; None where a run has not both."""
+    trained = curve_of(records.metrics, TRAINING_REWARD)
+    judged = curve_of(records.evaluations, headline)
+    if trained is None or judged is None:
+        return None
+    return measure_agreement(
+        TRAINING_REWARD, trained.steps, trained.values, headline, judged.steps, judged.values
+    )
 
 
-def _made(extent: Extent) -> dict[str, str]:
+def curve_of(lines: Sequence[Any], name: str) -> Curve | None:
+    """One figure over the steps of lines; None where no line has it."""
+    having = [line for line in lines if name in line]
+    if not having:
+        return None
+    return Curve(name, [int(i["step"]) for i in having], [float(i[name]) for i in having])
+
+
+def how_made(split: str) -> dict[str, str]:
+    """When, where and with what figures were measured."""
     import os
     import time
 
@@ -224,7 +171,7 @@ def _made(extent: Extent) -> dict[str, str]:
 
     return {
         "made": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "split": extent.split,
+        "split": split,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),

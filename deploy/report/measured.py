@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deploy.report.agreement import Agreement
 from deploy.report.distribution import RewardDistribution
 from deploy.report.timings import ProcessTime
+from deploy.reward_hacking import RewardHacking
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Report:
       policies: `before` first.
       curves: training curves by metric name.
       held_out: evaluations during the run: split, and a curve for each metric.
+      agreement: training reward against the headline on held-out examples; None: not both.
+      reward_hacking: found when the reward rose and the held-out headline fell.
       missing: sentences on what the run has not left.
       made: how the report was made: command, versions, machine.
       settings: the resolved config, YAML.
@@ -93,6 +97,8 @@ class Report:
     held_out_split: str = ""
     held_out: Sequence[Curve] = ()
     timings: Sequence[ProcessTime] = ()
+    agreement: Agreement | None = None
+    reward_hacking: RewardHacking | None = None
     missing: Sequence[str] = ()
     made: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
@@ -110,18 +116,27 @@ class Report:
         """All figures as plain values; what is not finite is null."""
         values = {name: value for name, value in asdict(self).items() if name != "pictures"}
         values["pictured"] = [row.example_id for row in self.pictures]
-        plain: dict[str, Any] = _plain(values)
+        plain: dict[str, Any] = plain_values(values)
         return plain
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """What JSON can hold; what is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
+
+
+SampledPolicy = tuple[PolicyFigures, RewardDistribution]
+
+
+def sampled_policies(policies: Sequence[PolicyFigures]) -> list[SampledPolicy]:
+    """The policies whose rewards were sampled, with them."""
+    return [(p, p.distribution) for p in policies if p.distribution is not None]
 
 
 def fractions(policies: Sequence[PolicyFigures]) -> set[str]:

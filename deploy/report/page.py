@@ -43,7 +43,7 @@ def page(report: Report) -> str:
         f"<title>{escape(report.run)}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>RewardTune report · {escape(report.run)} · {escape(report.task)}</h1>\n"
         f'<p class="verdict">{verdict(report)}</p>\n{_second_line(report)}'
-        f"{_missing(report.missing)}</header>\n"
+        f"{_warning(report)}{_missing(report.missing)}</header>\n"
         f"<main>\n{''.join(sections)}</main>\n{_footer(report)}</body>\n</html>\n"
     )
 
@@ -82,6 +82,15 @@ def _missing(sentences: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return (
         f'<div class="notice" role="note"><strong>Not on this page</strong><ul>{items}</ul></div>\n'
+    )
+
+
+def _warning(report: Report) -> str:
+    if report.reward_hacking is None:
+        return ""
+    return (
+        '<div class="notice" role="note"><strong>Warning</strong>'
+        f"<p>{escape(str(report.reward_hacking))}.</p></div>\n"
     )
 
 
@@ -124,7 +133,16 @@ def _curves(report: Report) -> str:
     )
     svg = plots.reward_and_metric(trained, held_out, report.held_out_split, percent)
     title = f"{what.capitalize()} and metric" if held_out is not None else what.capitalize()
-    return _section(title, text + _figure(svg, extra=" wide"))
+    return _section(title, text + _figure(svg, extra=" wide") + _agreement(report, percent))
+
+
+def _agreement(report: Report, percent: bool) -> str:
+    if report.agreement is None:
+        return ""
+    said = str(report.agreement)
+    caption = f"{escape(said[0].upper() + said[1:])}. A point for each, joined by step."
+    svg = plots.reward_against_metric(report.agreement, percent)
+    return f'<div class="grid">{_figure(svg, caption)}</div>\n'
 
 
 def _pictures(rows: Sequence[PictureRow], report: Report) -> str:

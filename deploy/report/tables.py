@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from deploy.report.distribution import summary
 from deploy.report.measured import PolicyFigures, Report, fractions
 from deploy.report.timings import ProcessTime, kinds_of_time
 
@@ -88,25 +89,14 @@ def number(value: float | None, digits: int) -> str:
 def reward_table(policies: Sequence[PolicyFigures]) -> str:
     """Mean rewards by how a sample is chosen."""
     rows = []
-    samples = 0
+    figures: list[str] = []
     for policy in policies:
-        d = policy.distribution
-        assert d is not None
-        samples = d.samples
-        median = d.quantiles["sample"][50] if d.quantiles["sample"] else None
-        values = [d.best[0], median, d.best[-1], d.likeliest[-1], d.greedy]
-        rows.append(
-            ("", [escape(policy.label), *(number(v, 3) for v in values), f"{d.unscored:,}"])
-        )
-    head = [
-        "policy",
-        "mean sample",
-        "median sample",
-        f"best of {samples}",
-        f"most likely of {samples}",
-        "greedy",
-        "not scored",
-    ]
+        assert policy.distribution is not None
+        values = summary(policy.distribution)
+        figures = list(values)
+        cells = [number(value, 3) for value in values.values()]
+        rows.append(("", [escape(policy.label), *cells, f"{policy.distribution.unscored:,}"]))
+    head = ["policy", *figures, "not scored"]
     return table("Rewards of the sampled images; means unless said otherwise.", head, rows)
 
 

@@ -14,10 +14,10 @@ import yaml
 
 from deploy.config import RunConfig
 from deploy.report.distribution import chosen_of, describe_rewards
+from deploy.report.drawing import running_mean
 from deploy.report.measured import Curve, Picture, PictureRow, PolicyFigures, Report, fractions
 from deploy.report.page import page, verdict
 from deploy.report.pictures import LONGEST_SIDE, data_uri, evenly_spaced
-from deploy.report.plots import running_mean
 from deploy.report.records import find_policies, read_records
 from deploy.report.timings import ProcessTime, learner_seconds, process_times
 from deploy.run_directory import RunDirectoryError
