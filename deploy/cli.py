@@ -291,6 +291,34 @@ def human(
 
 @score_app.command()
 @friendly
+def panoptic(
+    annotations: Annotated[Path, typer.Option(help="COCO panoptic JSON, the ground truth.")],
+    annotation_dir: Annotated[Path, typer.Option(help="The folder of its PNGs.")],
+    predictions: Annotated[Path, typer.Option(help="COCO panoptic JSON of predictions.")],
+    prediction_dir: Annotated[Path, typer.Option(help="The folder of its PNGs.")],
+    penalty: Annotated[
+        float, typer.Option(help="What an unmatched prediction costs the reward.")
+    ] = 0.3,
+    as_json: AsJson = False,
+) -> None:
+    """PQ, SQ and RQ over all classes, things and stuff and by class, and the reward an image."""
+    from rewards.score_panoptic import score_panoptic
+
+    scores = score_panoptic(annotations, annotation_dir, predictions, prediction_dir, penalty)
+    if as_json:
+        print(json.dumps(scores, indent=1))
+        return
+    table = Table("", "PQ", "SQ", "RQ", "N", title=str(predictions), title_justify="left")
+    splits = {name: scores[name] for name in ("all", "things", "stuff")}
+    for name, figures in {**splits, **scores["classes"]}.items():
+        cells = [f"{figures[key]:.4f}" for key in ("PQ", "SQ", "RQ")] if figures else ["-"] * 3
+        table.add_row(name, *cells, str(figures.get("N", "")) if figures else "0")
+    console.print(table)
+    console.print(f"reward an image: {scores['reward']:.4f} (mean of {scores['images']})")
+
+
+@score_app.command()
+@friendly
 def colorization(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     hue: Annotated[str, typer.Option(help="atan2, or arctan as the paper writes it.")] = "atan2",

@@ -154,6 +154,11 @@ class PanopticStatistics:
             int(occurs.sum()),
         )
 
+    def counts(self, label: int) -> dict[str, int]:
+        """The segments of a class by what became of them: matched, unmatched, missed."""
+        of = {"matched": self._matched, "unmatched": self._unmatched, "missed": self._missed}
+        return {name: int(counts[label]) for name, counts in of.items()}
+
     def all(self) -> Quality | None:
         """Over all classes."""
         return self.of(range(1, len(self._is_stuff)))
