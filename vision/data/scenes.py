@@ -14,7 +14,7 @@ all arithmetic is on integers (the matrix products in float64 stay below 2**53: 
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -96,8 +96,7 @@ def load_scenes(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of the scenes: one of {', '.join(SPLITS)}")
-    root = Path(cache_dir).expanduser() if cache_dir else Path.home() / ".cache" / "rewardtune"
-    place = root / f"scenes-v{GENERATOR_VERSION}-seed{seed}-{split}-{count}"
+    place = cache_root(cache_dir) / f"scenes-v{GENERATOR_VERSION}-seed{seed}-{split}-{count}"
     if not place.is_dir():
         _write(generate_scenes(seed, split, count, progress), place)
     try:
@@ -116,14 +115,13 @@ def generate_scenes(
     seed: int, split: str, count: int, progress: Progress | None = None
 ) -> SceneSplit:
     """As `load_scenes`, without the cache."""
-    photos = _photos(split)
-    digits = _digits(split)
+    photos = read_photos(split)
+    digits = read_digits(split)
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     boxes: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     for index in range(count):
-        key = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=32).digest()
-        random = np.random.RandomState(np.frombuffer(key, "<u4"))
+        random = random_of(f"{seed}/{split}/{index}")
         images[index], scene_boxes, scene_labels = _scene(random, photos, digits)
         boxes.append(scene_boxes)
         labels.append(scene_labels)
@@ -137,6 +135,12 @@ def generate_scenes(
         labels=np.concatenate([np.zeros(0, np.int32), *labels]),
         offsets=offsets,
     )
+
+
+def random_of(name: str) -> np.random.RandomState:
+    """A frozen stream of random numbers that depends on the name alone."""
+    key = hashlib.blake2b(name.encode(), digest_size=32).digest()
+    return np.random.RandomState(np.frombuffer(key, "<u4"))
 
 
 def drop_annotations(scenes: SceneSplit, share: float, seed: int) -> SceneSplit:
@@ -165,25 +169,39 @@ def _uniform(name: str) -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
 
 
+def cache_root(cache_dir: Path | None) -> Path:
+    """Where generated data are kept: the given folder, or ~/.cache/rewardtune."""
+    return Path(cache_dir).expanduser() if cache_dir else Path.home() / ".cache" / "rewardtune"
+
+
 def _write(scenes: SceneSplit, place: Path) -> None:
-    """Writes a split so that it is there as a whole or not at all, also with two at work."""
+    names = ("images", "boxes", "labels", "offsets")
+    write_arrays({name: getattr(scenes, name) for name in names}, place)
+
+
+def write_arrays(arrays: Mapping[str, np.ndarray], place: Path) -> None:
+    """Writes a folder of .npy files that is there as a whole or not at all, also with two at work.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
-        for name in ("images", "boxes", "labels", "offsets"):
-            np.save(draft / f"{name}.npy", getattr(scenes, name))
+        for name, array in arrays.items():
+            np.save(draft / f"{name}.npy", array)
         draft.chmod(0o755)
         draft.rename(place)
     except OSError:
-        # Another process may have been first: its scenes are the same.
+        # Another process may have been first: its data are the same.
         if not place.is_dir():
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _photos(split: str) -> list[np.ndarray]:
-    """[H, W, 3] uint8 each. Read as files: importing skimage.data takes a second."""
+def read_photos(split: str) -> list[np.ndarray]:
+    """A split's photos, [H, W, 3] uint8. Read as files: importing skimage.data takes a second."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
@@ -204,7 +222,7 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 28, 28), labels
 
 
-def _digits(split: str) -> list[list[np.ndarray]]:
+def read_digits(split: str) -> list[list[np.ndarray]]:
     """For each class, the split's digits, each cropped to its ink; [h, w] float64 0..255."""
     pixels, labels = _all_digits()
     first, last = _DIGITS[split]
@@ -221,11 +239,11 @@ def _digits(split: str) -> list[list[np.ndarray]]:
 
 
 def _crop_to_ink(image: np.ndarray) -> np.ndarray:
-    y0, x0, y1, x1 = _extent(image >= _INK // 2)
+    y0, x0, y1, x1 = extent(image >= _INK // 2)
     return np.ascontiguousarray(image[y0:y1, x0:x1])
 
 
-def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
     """The box y0 x0 y1 x1 (ends exclusive) of a mask's True pixels, of which there is one."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
@@ -256,63 +274,70 @@ def _scene(
     digits: Sequence[Sequence[np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One scene: image [48, 48, 3] uint8, boxes [n, 4] int32 in points, labels [n] int32."""
-    canvas = _background(random, photos)
+    canvas = background(random, photos)
     owner = np.full((POINTS, POINTS), -1, np.int8)  # whose ink is seen where
     ink: list[int] = []  # points of ink of each digit before anything hid it
     labels: list[int] = []
-    for _ in range(_integer(random, 1, MAX_DIGITS)):
-        label = _integer(random, 0, 9)
-        opacity = _digit(random, digits[label])
-        placed = _place(random, opacity, owner, ink)
+    for _ in range(integer(random, 1, MAX_DIGITS)):
+        label = integer(random, 0, 9)
+        opacity = digit_opacity(random, digits[label], _DIGIT_SIDE)
+        placed = find_place(random, opacity, owner, ink)
         if placed is None:
             continue
         top, left, plate, owner = placed
         _paint(random, canvas, plate, opacity, top, left)
         ink.append(int((opacity >= _INK).sum()))
         labels.append(label)
-    pixels = canvas.reshape(SIDE, FINE, SIDE, FINE, 3).sum((1, 3)) // FINE**2
-    strength = _integer(random, 0, 8)
-    noise = random.randint(-strength, strength + 1, pixels.shape, np.int64)
-    image = np.clip(pixels + noise, 0, 255).astype(np.uint8)
-    boxes = [_extent(owner == digit) for digit in range(len(labels))]
+    image = take_picture(random, canvas)
+    boxes = [extent(owner == digit) for digit in range(len(labels))]
     return image, np.array(boxes, np.int32).reshape(-1, 4), np.array(labels, np.int32)
 
 
-def _integer(random: np.random.RandomState, low: int, high: int) -> int:
+def take_picture(random: np.random.RandomState, canvas: np.ndarray) -> np.ndarray:
+    """[48, 48, 3] uint8: the canvas [192, 192, 3] averaged, with some noise."""
+    pixels = canvas.reshape(SIDE, FINE, SIDE, FINE, 3).sum((1, 3)) // FINE**2
+    strength = integer(random, 0, 8)
+    noise = random.randint(-strength, strength + 1, pixels.shape, np.int64)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+def integer(random: np.random.RandomState, low: int, high: int) -> int:
     """Uniform, both ends included."""
     return int(random.randint(low, high + 1, dtype=np.int64))
 
 
-def _background(random: np.random.RandomState, photos: Sequence[np.ndarray]) -> np.ndarray:
+def background(random: np.random.RandomState, photos: Sequence[np.ndarray]) -> np.ndarray:
     """[192, 192, 3] int32: a crop of a photo, mirrored or not, its colour channels in any order."""
-    photo = photos[_integer(random, 0, len(photos) - 1)]
-    side = _integer(random, SIDE, 4 * SIDE)
-    top = _integer(random, 0, photo.shape[0] - side)
-    left = _integer(random, 0, photo.shape[1] - side)
+    photo = photos[integer(random, 0, len(photos) - 1)]
+    side = integer(random, SIDE, 4 * SIDE)
+    top = integer(random, 0, photo.shape[0] - side)
+    left = integer(random, 0, photo.shape[1] - side)
     crop = photo[top : top + side, left : left + side].astype(np.float64)
-    if _integer(random, 0, 1):
+    if integer(random, 0, 1):
         crop = crop[:, ::-1]
     order = random.permutation(3)
     pixels = np.stack([_resize(crop[:, :, channel], SIDE, SIDE) for channel in order], -1)
-    return _to_points(pixels.astype(np.int32))
+    return to_points(pixels.astype(np.int32))
 
 
-def _to_points(pixels: np.ndarray) -> np.ndarray:
+def to_points(pixels: np.ndarray) -> np.ndarray:
     """Each pixel of [h, w, c] as FINE x FINE points."""
     return pixels.repeat(FINE, axis=0).repeat(FINE, axis=1)
 
 
-def _digit(random: np.random.RandomState, choices: Sequence[np.ndarray]) -> np.ndarray:
-    """[h, w] int32, the opacity 0..255 of a digit at its size in points."""
-    image = choices[_integer(random, 0, len(choices) - 1)]
-    longer = _integer(random, *_DIGIT_SIDE)
+def digit_opacity(
+    random: np.random.RandomState, choices: Sequence[np.ndarray], sides: tuple[int, int]
+) -> np.ndarray:
+    """[h, w] int32, the opacity 0..255 of a digit; its longer side lies in `sides`, in points."""
+    image = choices[integer(random, 0, len(choices) - 1)]
+    longer = integer(random, *sides)
     height, width = image.shape
     scale = max(height, width)
     opacity = _resize(image, max(3, height * longer // scale), max(3, width * longer // scale))
     return (opacity * 255 // max(1, int(opacity.max()))).astype(np.int32)
 
 
-def _place(
+def find_place(
     random: np.random.RandomState, opacity: np.ndarray, owner: np.ndarray, ink: Sequence[int]
 ) -> tuple[int, int, np.ndarray, np.ndarray] | None:
     """A place that leaves enough of every earlier digit visible, or None.
@@ -323,13 +348,13 @@ def _place(
     height, width = opacity.shape
     rows, columns = np.ogrid[:POINTS, :POINTS]
     for _ in range(_ATTEMPTS):
-        top = _integer(random, 0, POINTS - height)
-        left = _integer(random, 0, POINTS - width)
-        margin = _integer(random, FINE, 3 * FINE)
+        top = integer(random, 0, POINTS - height)
+        left = integer(random, 0, POINTS - width)
+        margin = integer(random, FINE, 3 * FINE)
         # Distances from the digit's centre in half points, against the plate's half axes.
         dy, dx = 2 * rows + 1 - 2 * top - height, 2 * columns + 1 - 2 * left - width
         b, a = height + 2 * margin, width + 2 * margin
-        if _integer(random, 0, 1):
+        if integer(random, 0, 1):
             plate = (abs(dy) < b) & (abs(dx) < a)
         else:
             # An ellipse needs longer axes than a rectangle to hold the digit's corners.
@@ -352,12 +377,31 @@ def _paint(
     top: int,
     left: int,
 ) -> None:
-    """Draws a dark plate with some texture, and the bright digit on it, onto the canvas."""
     dark = random.randint(0, 70, 3, np.int32)
     bright = random.randint(160, 256, 3, np.int32)
-    texture = _to_points(random.randint(-12, 13, (SIDE, SIDE, 1), np.int32))
-    solid = _integer(random, 200, 255)
-    y0, x0, y1, x1 = _extent(plate)
+    paint(random, canvas, plate, opacity, (top, left), dark, bright)
+
+
+def paint(
+    random: np.random.RandomState,
+    canvas: np.ndarray,
+    plate: np.ndarray,
+    opacity: np.ndarray,
+    corner: tuple[int, int],
+    dark: np.ndarray,
+    bright: np.ndarray,
+) -> None:
+    """Draws a dark plate with some texture, and the bright digit on it, onto the canvas.
+
+    Args:
+      canvas: [192, 192, 3] int32, changed.
+      plate: [192, 192] bool; opacity: [h, w] of the digit, whose top left point is `corner`.
+      dark, bright: [3] int32.
+    """
+    top, left = corner
+    texture = to_points(random.randint(-12, 13, (SIDE, SIDE, 1), np.int32))
+    solid = integer(random, 200, 255)
+    y0, x0, y1, x1 = extent(plate)
     behind = canvas[y0:y1, x0:x1]
     painted = (behind * (255 - solid) + (dark + texture[y0:y1, x0:x1]) * solid) // 255
     np.copyto(behind, painted, where=plate[y0:y1, x0:x1, None])
