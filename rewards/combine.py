@@ -29,13 +29,8 @@ class RewardLoadError(ValueError):
     """A reward of the config cannot be built."""
 
 
-def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> AnyReward:
-    """Builds `Class(task, **options)` from 'module:Class'.
-
-    Raises:
-      RewardLoadError: the module does not import, has no such class, the class is no reward, or
-        it does not take the options.
-    """
+def _find_class(path: str) -> Any:
+    """The class of 'module:Class'; `RewardLoadError` where there is none."""
     module_name, colon, class_name = path.partition(":")
     if not (module_name and colon and class_name):
         raise RewardLoadError(
@@ -60,6 +55,17 @@ def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> AnyReward:
         raise RewardLoadError(
             f"reward {path!r}: {class_name!r} is a {type(reward_class).__name__}, not a class"
         )
+    return reward_class
+
+
+def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> AnyReward:
+    """Builds `Class(task, **options)` from 'module:Class'.
+
+    Raises:
+      RewardLoadError: the module does not import, has no such class, the class is no reward, or
+        it does not take the options.
+    """
+    reward_class = _find_class(path)
     _check_options(path, reward_class, task, options)
     try:
         reward = reward_class(task, **options)
@@ -198,3 +204,13 @@ def build_reward(config: RewardsConfig, task: Task) -> AnyReward:
     if any(is_submitted(reward) for reward, _ in terms):
         return SubmittedSum(terms)
     return WeightedSum(terms)
+
+
+def build_local_reward(config: RewardsConfig, task: Task) -> Reward | None:
+    """The same for reports, which judge decoded predictions; None where a term is elsewhere.
+
+    Then no server is asked, and no person.
+    """
+    if any(is_submitted(_find_class(term.path)) for term in config.terms):
+        return None
+    return cast(Reward, build_reward(config, task))

@@ -118,6 +118,12 @@ def measure_rewards(
     positions = evenly_spaced(examples, len(ids))
     sampled = [task.load(split, ids[position], None) for position in positions]
     judge = PolicyJudge.of_run(config, task, progress)
+    if not judge.rewards:
+        raise RunDirectoryError(
+            f"{records.directory} was tuned with a reward that is computed elsewhere "
+            f"({', '.join(term.path for term in config.rewards.terms)}): it is not asked here; "
+            "`rewardtune report` shows the run's metrics"
+        )
     sources, missing = find_policies(records, task.headline)
     model = config.model.build(task)
     policies = []

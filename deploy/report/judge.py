@@ -33,12 +33,17 @@ class PolicyJudge:
 
     @classmethod
     def of_run(cls, config: RunConfig, task: Task, progress: Progress) -> "PolicyJudge":
-        """With the engine and the reward of a run's config."""
+        """With the engine of a run's config, and its reward where that is computed here."""
         from deploy.processes import build_engine
-        from rewards.combine import build_reward
+        from rewards.combine import build_local_reward
 
-        reward = None if config.rewards is None else build_reward(config.rewards, task)
+        reward = None if config.rewards is None else build_local_reward(config.rewards, task)
         return cls(task, build_engine(config, task), reward, config, progress)
+
+    @property
+    def rewards(self) -> bool:
+        """Whether there is a reward to judge with."""
+        return self._reward is not None
 
     def greedy(
         self, params: Any, examples: Sequence[Example], label: str

@@ -56,6 +56,8 @@ def measure(records: RunRecords, extent: Extent, progress: Progress) -> Report:
     sources, missing = find_policies(records, task.headline)
     if config.rewards is None:
         missing.append("The run has no reward (pretraining): there is no reward distribution.")
+    elif not judge.rewards:
+        missing.append("The run's reward is computed elsewhere: reports do not ask for it.")
     sampled = evenly_spaced(extent.sampled_examples, len(examples))
     model = config.model.build(task)
     policies, predictions, rewards = [], [], []
@@ -69,7 +71,7 @@ def measure(records: RunRecords, extent: Extent, progress: Progress) -> Report:
             source.step,
             task.evaluate(examples, greedy),
             mean_scored(greedy_rewards),
-            0 if config.rewards is None else int(np.isnan(greedy_rewards).sum()),
+            0 if not judge.rewards else int(np.isnan(greedy_rewards).sum()),
             judge.distribution(
                 params,
                 [examples[i] for i in sampled],
