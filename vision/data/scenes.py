@@ -12,15 +12,14 @@ all arithmetic is on integers (the matrix products in float64 stay below 2**53: 
 """
 
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from vision.data.array_cache import cache_root, write_arrays
 from vision.data.images import load_rgb
 
 SIDE = 48  # pixels
@@ -40,8 +39,8 @@ _PHOTOS = {
 }
 # Of the 500 digits of each class.
 _DIGITS = {"train": (0, 400), "validation": (400, 450), "test": (450, 500)}
-_DIGIT_SIDE = (12 * FINE, 24 * FINE)  # of the longer side, points
-_INK = 128  # a point belongs to the digit from this opacity on
+DIGIT_SIDE = (12 * FINE, 24 * FINE)  # of the longer side, points
+INK = 128  # a point belongs to the digit from this opacity on
 _LEAST_VISIBLE = 60  # per cent of a digit's ink
 _ATTEMPTS = 10
 
@@ -169,35 +168,9 @@ def _uniform(name: str) -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
 
 
-def cache_root(cache_dir: Path | None) -> Path:
-    """Where generated data are kept: the given folder, or ~/.cache/rewardtune."""
-    return Path(cache_dir).expanduser() if cache_dir else Path.home() / ".cache" / "rewardtune"
-
-
 def _write(scenes: SceneSplit, place: Path) -> None:
     names = ("images", "boxes", "labels", "offsets")
     write_arrays({name: getattr(scenes, name) for name in names}, place)
-
-
-def write_arrays(arrays: Mapping[str, np.ndarray], place: Path) -> None:
-    """Writes a folder of .npy files that is there as a whole or not at all, also with two at work.
-
-    Raises:
-      OSError: it cannot be written.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    try:
-        for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", array)
-        draft.chmod(0o755)
-        draft.rename(place)
-    except OSError:
-        # Another process may have been first: its data are the same.
-        if not place.is_dir():
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_photos(split: str) -> list[np.ndarray]:
@@ -239,7 +212,7 @@ def read_digits(split: str) -> list[list[np.ndarray]]:
 
 
 def _crop_to_ink(image: np.ndarray) -> np.ndarray:
-    y0, x0, y1, x1 = extent(image >= _INK // 2)
+    y0, x0, y1, x1 = extent(image >= INK // 2)
     return np.ascontiguousarray(image[y0:y1, x0:x1])
 
 
@@ -280,13 +253,13 @@ def _scene(
     labels: list[int] = []
     for _ in range(integer(random, 1, MAX_DIGITS)):
         label = integer(random, 0, 9)
-        opacity = digit_opacity(random, digits[label], _DIGIT_SIDE)
+        opacity = digit_opacity(random, digits[label], DIGIT_SIDE)
         placed = find_place(random, opacity, owner, ink)
         if placed is None:
             continue
         top, left, plate, owner = placed
         _paint(random, canvas, plate, opacity, top, left)
-        ink.append(int((opacity >= _INK).sum()))
+        ink.append(int((opacity >= INK).sum()))
         labels.append(label)
     image = take_picture(random, canvas)
     boxes = [extent(owner == digit) for digit in range(len(labels))]
@@ -306,10 +279,15 @@ def integer(random: np.random.RandomState, low: int, high: int) -> int:
     return int(random.randint(low, high + 1, dtype=np.int64))
 
 
-def background(random: np.random.RandomState, photos: Sequence[np.ndarray]) -> np.ndarray:
-    """[192, 192, 3] int32: a crop of a photo, mirrored or not, its colour channels in any order."""
+def background(
+    random: np.random.RandomState, photos: Sequence[np.ndarray], longest: int = 4 * SIDE
+) -> np.ndarray:
+    """[192, 192, 3] int32: a crop of a photo, mirrored or not, its colour channels in any order.
+
+    The crop is square, with 48 to `longest` pixels of the photo along a side.
+    """
     photo = photos[integer(random, 0, len(photos) - 1)]
-    side = integer(random, SIDE, 4 * SIDE)
+    side = integer(random, SIDE, longest)
     top = integer(random, 0, photo.shape[0] - side)
     left = integer(random, 0, photo.shape[1] - side)
     crop = photo[top : top + side, left : left + side].astype(np.float64)
@@ -362,7 +340,7 @@ def find_place(
             plate = (dy * a) ** 2 + (dx * b) ** 2 < (a * b) ** 2
         after = np.where(plate, np.int8(-1), owner)
         window = after[top : top + height, left : left + width]
-        window[opacity >= _INK] = len(ink)
+        window[opacity >= INK] = len(ink)
         seen = np.bincount(after.ravel().astype(np.int64) + 1, minlength=len(ink) + 2)[1:]
         if all(100 * seen[digit] >= _LEAST_VISIBLE * ink[digit] for digit in range(len(ink))):
             return top, left, plate, after
