@@ -16,6 +16,9 @@ from deploy.report.drawing import (
 from deploy.report.figure import PAPER, styled, write_png
 from deploy.report.measured import sampled_policies
 
+# A legend under its axes hides no curve.
+BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "fontsize": 8}
+
 
 def write_figure(analysis: Analysis, path: Path) -> None:
     """Quantile functions above; below rewards by n, both curves over steps, one over the other.
@@ -26,7 +29,7 @@ def write_figure(analysis: Analysis, path: Path) -> None:
       OSError: it cannot be written.
     """
     shown = sampled_policies(analysis.policies)
-    with styled(13, 7.6, PAPER) as figure:
+    with styled(13, 8, PAPER) as figure:
         above, below = figure.subplots(2, 3)
         for axes, choice in zip(above, CHOICES, strict=True):
             if quantile_range(shown) is None:
@@ -35,7 +38,7 @@ def write_figure(analysis: Analysis, path: Path) -> None:
                 draw_quantiles(axes, shown, choice, PAPER)
         by_samples, over_steps, against = below
         draw_by_samples(by_samples, shown, PAPER)
-        by_samples.legend(loc="best", fontsize=8)
+        by_samples.legend(**BELOW, ncols=max(1, len(shown)))
         by_samples.set_title("Mean reward by how many samples there are")
         if analysis.training is None:
             _say(over_steps, "no training curve")
@@ -48,7 +51,7 @@ def write_figure(analysis: Analysis, path: Path) -> None:
                 percent=False,
                 palette=PAPER,
             )
-            over_steps.legend(handles=handles, loc="lower right", fontsize=8)
+            over_steps.legend(handles=handles, **BELOW)
             over_steps.set_title("Reward and metric")
         if analysis.agreement is None:
             _say(against, "no evaluations during the run")

@@ -138,8 +138,8 @@ def test_chromium_shows_texts_pictures_and_figures(tmp_path: Path, page: Path, w
     seen = json.loads(unescape(found[1]))
     assert len(seen["images"]) == 9
     assert min(seen["images"]) >= 288, "a picture that does not load has no width"
-    # Reward and metric, three quantile curves, rewards by n, entropy, times.
-    assert len(seen["figures"]) == 7
+    # Reward and metric, one against the other, three quantile curves, rewards by n, entropy, times.
+    assert len(seen["figures"]) == 8
     assert min(seen["figures"]) > 60
     assert seen["overflow"] <= 0, "the page must not scroll sideways"
     assert seen["fetched"] == []

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from deploy.config import RunConfig
+from deploy.report.agreement import measure_agreement
 from deploy.report.distribution import chosen_of, describe_rewards
 from deploy.report.drawing import running_mean
 from deploy.report.measured import Curve, Picture, PictureRow, PolicyFigures, Report, fractions
@@ -20,6 +21,7 @@ from deploy.report.page import page, verdict
 from deploy.report.pictures import LONGEST_SIDE, data_uri, evenly_spaced
 from deploy.report.records import find_policies, read_records
 from deploy.report.timings import ProcessTime, learner_seconds, process_times
+from deploy.reward_hacking import RewardHacking
 from deploy.run_directory import RunDirectoryError
 
 VOID = {"meta", "img", "br", "path", "use"}
@@ -58,6 +60,9 @@ def measured(**changes: object) -> Report:
         curves=curves,
         held_out_split="validation",
         held_out=[Curve("accuracy", [0, 20, 40], [0.33, 0.4, 0.41])],
+        agreement=measure_agreement(
+            curves[0].name, steps, curves[0].values, "accuracy", [0, 20, 40], [0.33, 0.4, 0.41]
+        ),
         timings=[
             ProcessTime("learner", {"training": 20.0, "waiting": 5.0}),
             ProcessTime("sampler-0", {"working": 12.0, "waiting": 13.0}, restarts=2),
@@ -189,6 +194,16 @@ def test_what_is_missing_stands_on_the_page() -> None:
     assert "No metrics.jsonl." in text
     assert "Seconds of each process" not in text
     assert "Training" not in text
+
+
+def test_the_rank_correlation_and_reward_hacking_stand_on_the_page() -> None:
+    text = shown_text(page(measured()))
+    assert "Rank correlation of reward/mean with accuracy over 3 evaluations: 1.00" in text
+    assert "Warning" not in text
+    hacking = RewardHacking("accuracy", (0, 40), (80, 120), 0.5, 0.4, 0.01, 1.0, 2.0)
+    report = measured(reward_hacking=hacking)
+    assert str(hacking) in shown_text(page(report))
+    assert report.to_json()["reward_hacking"]["metric_last"] == 0.4
 
 
 def test_a_run_without_a_reward_has_no_reward_on_its_page() -> None:
