@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import EvaluationConfig, SamplerConfig
-from learner.config import PretrainConfig, TuneConfig
+from learner.config import PretrainConfig, StageOneConfig, TuneConfig
 from replay.config import QueueConfig
 from replay.pacing import PacingConfig
 from rewards.config import RewardsConfig
@@ -110,6 +110,9 @@ class RunConfig(BaseModel):
     """A big_vision ViT `.npz` to start the encoder from, in pretraining."""
     pretrain: PretrainConfig | None = None
     """Maximum likelihood."""
+    stage_one: StageOneConfig | None = None
+    """Training of UViM's stage I, for a task that has one, in place of `pretrain`; `initial` and
+    the result are then checkpoints of stage I."""
     learner: TuneConfig = TuneConfig()
     """Reward tuning."""
     actors: SamplerConfig = SamplerConfig()
@@ -125,6 +128,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.pretrain is not None and self.stage_one is not None:
+            raise ValueError(
+                "pretrain and stage_one are both set: a run trains one of them, stage I first; "
+                "set the other to null"
+            )
         block = self.actors.groups_per_block
         if self.learner.groups_per_step % block:
             raise ValueError(
@@ -216,6 +224,7 @@ _MAY_CHANGE = {
     "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
     "learner": ("checkpoint_every", "keep_checkpoints", "loading_threads", "lease_seconds"),
     "pretrain": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),
+    "stage_one": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),
 }
 
 

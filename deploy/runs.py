@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,53 +11,103 @@ from deploy.checks import check_split, check_tune
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.run_directory import open_run_directory, write_atomically
+from learner.config import StageOneConfig
 from learner.progress import ProgressDisplay
 from learner.stop import StopRequest, TrainingInterrupted
 from vision.tasks.registry import KINDS, build_task
+from vision.tasks.task import Example, Task
 
 
 def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
-    """Maximum likelihood; returns the final checkpoint, `runs/NAME/final.npz`.
+    """Maximum likelihood, or stage I; returns the final checkpoint, `runs/NAME/final.npz`.
 
     Beside it `evaluation.json` holds the held-out metrics of the last step and the time it took.
     """
-    from actors.evaluation import evaluate_policy, split_examples
+    from actors.evaluation import evaluate_policy
     from deploy.processes import build_engine
     from learner.pretrain import pretrain
     from learner.tune import FINAL_FILE
     from vision.models.checkpoint import save_npz
 
-    if config.pretrain is None:
-        raise ConfigError("pretrain: missing; this config only tunes")
+    if config.stage_one is not None:
+        return _run_stage_one(config, config.stage_one, overwrite)
+    settings = config.pretrain
+    if settings is None:
+        raise ConfigError("pretrain: missing (and stage_one too); this config only tunes")
     prepare_data(config)
     task = build_task(config.task)
     model = config.model.build(task)
-    check_split(task, "train", config.pretrain.batch_size, "pretrain.batch_size")
+    check_split(task, "train", settings.batch_size, "pretrain.batch_size")
     params = _starting_params(config, model)
     engine = build_engine(config, task)
-    examples = split_examples(task, config.evaluation.split, config.evaluation.examples)
-    last: dict[str, float] = {}
-
-    def evaluate(params: Any, step: int) -> Mapping[str, float]:
-        metrics = evaluate_policy(task, engine, params, examples, config.evaluation.batch_size)
-        last.update(metrics)
-        return metrics
-
+    held_out = _HeldOut(
+        config, task, lambda p, e: evaluate_policy(task, engine, p, e, config.evaluation.batch_size)
+    )
     with open_run_directory(config, overwrite) as directory:
-        began = time.monotonic()
-        trained = pretrain(
-            task, model, config.pretrain, directory, config.seed, evaluate, params, None
-        )
+        trained = pretrain(task, model, settings, directory, config.seed, held_out, params, None)
         save_npz(directory / FINAL_FILE, trained)
-        if last:  # empty when the run had been finished before
+        held_out.write(directory)
+    return directory / FINAL_FILE
+
+
+def _run_stage_one(config: RunConfig, settings: StageOneConfig, overwrite: bool) -> Path:
+    from deploy.processes import resolve_checkpoint
+    from learner.stage_one import evaluate_stage_one, train_stage_one
+    from learner.tune import FINAL_FILE
+    from vision.models.uvim_checkpoint import load_stage_one, save_stage_one
+    from vision.models.uvim_config import check_stage_two
+
+    prepare_data(config)
+    task: Any = build_task(config.task)
+    if not hasattr(task, "stage_one"):
+        raise ConfigError(
+            f"stage_one: the task {config.task.kind!r} is not written in UViM's code words and has "
+            "no stage I; set it to null, and use pretrain"
+        )
+    model = task.stage_one.config
+    # What is to learn these code words should not first fail when they are there.
+    check_stage_two(model, config.model.build(task))
+    check_split(task, "train", settings.batch_size, "stage_one.batch_size")
+    start = None
+    if config.initial is not None:
+        start = load_stage_one(resolve_checkpoint(config.initial), model)
+    held_out = _HeldOut(
+        config, task, lambda v, e: evaluate_stage_one(task, v, e, config.evaluation.batch_size)
+    )
+    with open_run_directory(config, overwrite) as directory:
+        trained = train_stage_one(task, settings, directory, config.seed, held_out, start)
+        save_stage_one(directory / FINAL_FILE, trained)
+        held_out.write(directory)
+    return directory / FINAL_FILE
+
+
+class _HeldOut:
+    """Judges parameters on the config's held-out examples, and remembers what came out last."""
+
+    def __init__(
+        self, config: RunConfig, task: Task, judge: Callable[[Any, list[Example]], dict[str, float]]
+    ) -> None:
+        from actors.evaluation import split_examples
+
+        self._split, self._judge = config.evaluation.split, judge
+        self._examples = split_examples(task, self._split, config.evaluation.examples)
+        self._last: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def __call__(self, params: Any, step: int) -> Mapping[str, float]:
+        self._last = self._judge(params, self._examples)
+        return self._last
+
+    def write(self, directory: Path) -> None:
+        """Leaves `evaluation.json`, unless the run had been finished before."""
+        if self._last:
             record = {
-                "split": config.evaluation.split,
-                "examples": len(examples),
-                "seconds": round(time.monotonic() - began, 1),
-                **last,
+                "split": self._split,
+                "examples": len(self._examples),
+                "seconds": round(time.monotonic() - self._began, 1),
+                **self._last,
             }
             write_atomically(directory / "evaluation.json", json.dumps(record, indent=1))
-    return directory / FINAL_FILE
 
 
 def prepare_data(config: RunConfig) -> None:

@@ -78,8 +78,8 @@ class EncoderWarmupConfig(Settings):
     """Peak of AdamW's cosine schedule."""
 
 
-class PretrainConfig(Settings):
-    """Maximum likelihood (the paper's Algorithm 1)."""
+class SupervisedConfig(Settings):
+    """What every training on ground truth has: how long, in which batches, what it leaves."""
 
     steps: Annotated[int, Field(gt=0)] = 3500
     """Optimizer steps."""
@@ -97,9 +97,6 @@ class PretrainConfig(Settings):
         name="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=200
     )
     """The paper's detection pretraining: adafactor, 1e-3, cosine, warm-up 20k."""
-
-    encoder_warmup: EncoderWarmupConfig | None = None
-    """Train the encoder on a dense loss first; null: no."""
 
     checkpoint_every: Annotated[int, Field(gt=0)] = 1000
     """Steps between checkpoints; the last step always leaves one."""
@@ -122,6 +119,40 @@ class PretrainConfig(Settings):
                 f" {self.steps}: the learning rate would never arrive"
             )
         return self
+
+    def deciding(self) -> str:
+        """What decides the numbers; how often it logs, saves or evaluates does not."""
+        watching = {"checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"}
+        return self.model_dump_json(exclude=watching)
+
+
+class PretrainConfig(SupervisedConfig):
+    """Maximum likelihood (the paper's Algorithm 1)."""
+
+    encoder_warmup: EncoderWarmupConfig | None = None
+    """Train the encoder on a dense loss first; null: no."""
+
+
+class StageOneConfig(SupervisedConfig):
+    """Training of UViM's stage I, the autoencoder whose code words are a task's tokens."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(
+        name="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=100
+    )
+    """UViM's: adafactor, 4e-4, weight decay 4e-5, cosine, warm-up 4k."""
+
+    code_dropout: Literal["random", "none"] = "random"
+    """random: the decoder sees a uniformly random number of an example's code words, at random
+    places, so that each word tells something by itself (UViM, section 3.1); none: all of them."""
+
+    commitment_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared distance of the encoder's vectors to their words (UViM: 0)."""
+
+    dictionary_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.995
+    """Decay, a step, of the averages that the words are."""
+
+    min_count: Annotated[float, Field(gt=0)] = 0.1
+    """A word whose average count falls below it is unused: it becomes half of the most frequent."""
 
 
 class ReinforceConfig(Settings):

@@ -6,6 +6,7 @@ the whole batch, so that masked rows count the same wherever they fall.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -40,12 +41,14 @@ class LossSums(NamedTuple):
       weight: scalar, what to divide it by; must not depend on the parameters.
       means: metric name -> (sum, weight).
       maxima: metric name -> scalar.
+      statistics: arrays that add up over rows, for `AfterUpdate`.
     """
 
     loss: jax.Array
     weight: jax.Array
     means: dict[str, tuple[jax.Array, jax.Array]]
     maxima: dict[str, jax.Array]
+    statistics: Any = ()
 
 
 class LossFunction(Protocol):
@@ -53,6 +56,20 @@ class LossFunction(Protocol):
 
     def __call__(self, params: Any, batch: Any, frozen: Any) -> LossSums:
         """The batch's sums."""
+        ...
+
+
+class AfterUpdate(Protocol):
+    """What of the parameters is not learned by gradients, such as a dictionary of averages."""
+
+    def __call__(
+        self, params: Any, statistics: Any, step: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """The parameters after the batch whose `LossSums.statistics` these are, and metrics.
+
+        Args:
+          step: finished steps before this one.
+        """
         ...
 
 
@@ -98,7 +115,11 @@ def make_mesh(devices: int = 1) -> Mesh:
 
 
 def make_train_step(
-    loss_function: LossFunction, optimizer: Any, mesh: Mesh, microbatches: int = 1
+    loss_function: LossFunction,
+    optimizer: Any,
+    mesh: Mesh,
+    microbatches: int = 1,
+    after: AfterUpdate | None = None,
 ) -> TrainStep:
     """The compiled `step(state, batch, frozen=None) -> (state, metrics)`.
 
@@ -162,6 +183,10 @@ def make_train_step(
             finite & (sums.weight > 0), update, lambda: (state.params, state.optimizer_state)
         )
         metrics = {name: total / weight for name, (total, weight) in sums.means.items()}
+        if after is not None:
+            averaged, more = after(params, sums.statistics, state.step)
+            params = jax.tree.map(partial(jnp.where, finite & (sums.weight > 0)), averaged, params)
+            metrics |= more
         metrics |= sums.maxima | {LOSS: loss, GRADIENT_NORM: norm}
         return TrainState(state.step + finite, params, optimizer_state), metrics
 

@@ -42,6 +42,7 @@ from vision.models.uvim_config import (
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 STAGE_ONE = GOLDEN / "uvim_tiny_stage1.npz"
 PLANES = (Plane("semantics", 5), Plane("instances", 8))
+UPDATE = jax.jit(update_state)
 TINY = uvim_config("tiny", image_size=(32, 32), planes=PLANES)
 
 
@@ -216,7 +217,7 @@ def test_splitting_keeps_what_was_counted_and_ends(counts):
     counts = np.asarray(counts, np.float32) + np.float32(1e-3)
     state = state_of(counts, np.eye(6)[:, :4] + 0.5)
     nothing = WordStatistics(jnp.zeros(6), jnp.zeros((6, 4)))
-    updated, splits = update_state(state, nothing, jax.random.key(1), 1.0, 0.1)
+    updated, splits = UPDATE(state, nothing, jax.random.key(1), 1.0, 0.1)
     new = np.asarray(updated["counts"])
     assert int(splits) <= 6
     if counts.sum() >= 1.2:

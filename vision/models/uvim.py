@@ -129,7 +129,7 @@ class StageOne(nn.Module):
         """The vectors that are quantised, [B, T, codeword_dim] float32, of mean 0, variance 1."""
         config = self.config
         x = sum(
-            self.embeddings[plane.name](_to_patches(planes[plane.name], plane, config))
+            self.embeddings[plane.name](_embeddable(planes[plane.name], plane, config))
             for plane in config.planes
         )
         if config.with_encoder_ctx:
@@ -214,17 +214,20 @@ def _dtype(config: UvimConfig) -> Any:
     return jnp.bfloat16 if config.dtype == "bfloat16" else jnp.float32
 
 
-def _to_patches(maps: Array, plane: Plane, config: UvimConfig) -> Array:
-    """[B, H, W] labels or [B, H, W, C] values to [B, P, C, patch_size^2], labels one-hot."""
+def pixels_to_patches(maps: Array, config: UvimConfig) -> Array:
+    """[B, H, W, C] of any type to [B, P, C, patch_size^2]."""
     (rows, columns), size = config.grid, config.patch_size
-    dtype = _dtype(config)
-    if plane.kind == "labels":
-        patches = maps.reshape(-1, rows, size, columns, size).swapaxes(2, 3)
-        patches = patches.reshape(-1, config.patches, config.patch_pixels)
-        return jax.nn.one_hot(patches, plane.channels, axis=-2, dtype=dtype)
-    patches = maps.reshape(-1, rows, size, columns, size, plane.channels)
+    patches = maps.reshape(-1, rows, size, columns, size, maps.shape[-1])
     patches = patches.transpose(0, 1, 3, 5, 2, 4)
-    return patches.reshape(-1, config.patches, plane.channels, config.patch_pixels).astype(dtype)
+    return patches.reshape(-1, config.patches, maps.shape[-1], config.patch_pixels)
+
+
+def _embeddable(maps: Array, plane: Plane, config: UvimConfig) -> Array:
+    """A plane as [B, P, channels, patch_size^2], labels one-hot."""
+    if plane.kind == "values":
+        return pixels_to_patches(maps, config).astype(_dtype(config))
+    labels = pixels_to_patches(maps[..., None], config)[:, :, 0]
+    return jax.nn.one_hot(labels, plane.channels, axis=-2, dtype=_dtype(config))
 
 
 def _resize(x: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
