@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.cluster import PlacementError
+from deploy.run_directory import read_status
 from deploy.workers import WorkerError
 from learner.metrics import read_metrics
 from learner.stop import StopRequest
@@ -93,10 +94,15 @@ def test_a_faulty_reward_costs_its_own_group_only(tune: Tune, fault: str, reason
     assert re.search(r"ordinal \d+, example scene-\d+", log)
 
 
-def test_a_reward_that_never_works_ends_the_run_with_its_reason(tune: Tune) -> None:
+def test_a_reward_that_never_works_ends_the_run_with_its_reason(
+    tune: Tune, tiny_values: dict[str, Any]
+) -> None:
     faulty = {"path": "tests.odd_rewards:FaultyReward", "options": {"fault": "raises", "every": 1}}
     with pytest.raises(NothingToTrainError, match="this example is cursed"):
         tune("reward-never-works", {"rewards.terms": [faulty]})
+    status = read_status(Path(tiny_values["runs"]) / "reward-never-works")
+    assert status["state"] == "failed"
+    assert {worker["state"] for worker in status["workers"]} == {"ended"}
 
 
 def test_nan_fails_its_sample_and_its_group_has_too_few_left(tune: Tune) -> None:

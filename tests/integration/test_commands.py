@@ -71,7 +71,18 @@ def test_pretrain_tune_evaluate_and_status_work_one_after_the_other(
         rewardtune("status", str(tmp_path / "second"), "--json", cwd=tmp_path).stdout
     )
     assert (status["state"], status["step"]) == ("finished", 2)
+    assert {worker["state"] for worker in status["workers"]} == {"ended"}
+    assert status["reward_hacking"] is None
     assert "finished, step 2 of 2" in rewardtune("status", "second", cwd=tmp_path).stdout
+
+    few = ("--samples", "2", "--examples", "3")
+    analyzed = rewardtune("analyze", "second", *few, "--json", cwd=tmp_path)
+    assert analyzed.returncode == 0, analyzed.stderr
+    analysis = json.loads(analyzed.stdout)
+    assert analysis == json.loads((tmp_path / "second" / "analysis.json").read_text())
+    sampled = [policy["distribution"] for policy in analysis["policies"]]
+    assert [(d["samples"], d["examples"], d["unscored"]) for d in sampled] == [(2, 3, 0)] * 2
+    assert (tmp_path / "second" / "analysis.png").exists()
 
     final = str(tmp_path / "second" / "final.npz")
     judged = rewardtune("evaluate", str(config), "--checkpoint", final, "--json", cwd=tmp_path)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from deploy.config import RunConfig
 from deploy.report import write_report
+from deploy.report.analyze import analyze_run
 from deploy.run_directory import CONFIG_FILE
 from vision.models.checkpoint import save_npz
 from vision.models.sequence import init_params
@@ -124,6 +125,23 @@ def test_two_reports_of_a_run_agree(run: Path, page: Path) -> None:
     for figures in (first, second):
         del figures["made"]
     assert first == second
+
+
+def test_an_analysis_says_what_the_report_says(run: Path, page: Path) -> None:
+    report = json.loads(page.with_name("report.json").read_text())
+    analyze_run(run, samples=3, examples=5)
+    analysis = json.loads((run / "analysis.json").read_text())
+    assert [policy["key"] for policy in analysis["policies"]] == ["before", "after", "best"]
+    for mine, its in zip(analysis["policies"], report["policies"], strict=True):
+        assert mine["step"] == its["step"]
+        # Greedy decoding in batches of another shape may differ in the last bit.
+        greedy = mine["distribution"].pop("greedy")
+        assert greedy == pytest.approx(its["distribution"].pop("greedy"))
+        assert mine["distribution"] == its["distribution"]
+    for name in ("agreement", "reward_hacking", "headline", "missing"):
+        assert analysis[name] == report[name]
+    assert analysis["agreement"]["rank_correlation"] == pytest.approx(0.5)  # 0.1, 0.3, 0.2
+    assert Image.open(run / "analysis.png").size[0] > 1000
 
 
 @pytest.mark.parametrize("width", [1200, 500])
