@@ -16,6 +16,7 @@ from PIL import Image
 
 from vision.data.coco import AnnotationError
 from vision.data.images import ImageError, load_ids, load_rgb
+from vision.data.segments import SegmentMap
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,6 @@ class Category:
     id: int
     name: str
     is_thing: bool
-
-
-@dataclass(frozen=True)
-class Segments:
-    """A segment map as arrays; the rows of its table are the segments.
-
-    Attributes:
-      ids: [height, width] int32 rows of the table.
-      labels: [N] int32, 0 void or 1 .. C; row 0 is void.
-      crowd: [N] bool.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    crowd: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ class CocoPanoptic:
         self.images = images
         self._check_areas = check_areas
 
-    def read_segments(self, image_id: str) -> Segments:
+    def read_segments(self, image_id: str) -> SegmentMap:
         """The segments of an image; row 0 is void, then the JSON's, in its order.
 
         Raises:
@@ -120,7 +106,7 @@ class CocoPanoptic:
                     f"{entry.where}: segment {segment.id} has the area {segment.area}, but "
                     f"{entry.png} shows {pixels} pixels of it: do segments overlap?"
                 )
-        return Segments(
+        return SegmentMap(
             ids,
             np.array([0, *(segment.label for segment in entry.segments)], np.int32),
             np.array([False, *(segment.crowd for segment in entry.segments)]),
@@ -191,7 +177,7 @@ def write_panoptic(
     path: Path,
     folder: Path,
     categories: Sequence[Category],
-    images: Iterable[tuple[int, str, Segments]],
+    images: Iterable[tuple[int, str, SegmentMap]],
 ) -> None:
     """Writes a panoptic JSON and its PNGs; what `load_panoptic` reads is the same map.
 

@@ -151,3 +151,47 @@ class FolderOptions(_Options):
 
 
 ImageOptions = PhotosOptions | FolderOptions
+
+
+class PanopticScenesOptions(_Options):
+    """The quick start's scenes of digits on textures (`vision/data/panoptic_scenes.py`)."""
+
+    kind: Literal["panoptic_scenes"] = "panoptic_scenes"
+    seed: int = Field(default=0, ge=0)
+    """The scenes of another seed are others; digits and textures of the splits stay apart."""
+    train: Count = 12_000
+    """Number of scenes to train on."""
+    validation: Count = 500
+    """Number of scenes to make choices on."""
+    test: Count = 1_000
+    """Number of scenes to report on."""
+    cache_dir: Path | None = None
+    """Where generated scenes are kept; default ~/.cache/rewardtune."""
+
+
+class PanopticSplit(_Options):
+    """A file of segments with its PNGs and images."""
+
+    annotations: Path
+    """`panoptic_*.json`."""
+    annotation_dir: Path
+    """The folder of its PNGs."""
+    images: Path
+    """The folder of its images."""
+
+
+class CocoPanopticOptions(_Options):
+    """Segments in COCO's panoptic format: COCO itself, or your own."""
+
+    kind: Literal["coco_panoptic"] = "coco_panoptic"
+    train: PanopticSplit
+    """To train on."""
+    validation: PanopticSplit | None = None
+    """To make choices on."""
+    test: PanopticSplit | None = None
+    """To report on."""
+    check_images: bool = True
+    """Look at the start whether every PNG and every image file is there."""
+
+
+PanopticDataOptions = PanopticScenesOptions | CocoPanopticOptions

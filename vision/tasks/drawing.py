@@ -1,9 +1,9 @@
-"""Boxes with names on an enlarged image, to look at."""
+"""Boxes or segments with names on an enlarged image, to look at."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from vision.data.images import from_model
 
@@ -49,6 +49,45 @@ def draw_boxes(
         if scores is not None:
             text += f" {float(scores[index]):.0%}"
         _tag(pen, text, (left, top, bottom), (width, height), font, colour)
+    return np.array(canvas)
+
+
+def draw_segments(
+    image: np.ndarray, ids: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> np.ndarray:
+    """Draws segments in the colours of their rows, with their borders and the names of classes.
+
+    Args:
+      image: [H, W, 3] float32 in [-1, 1].
+      ids: [H, W] int32, rows of `labels`.
+      labels: [N] int32; 0 is void and is left as it is.
+      class_names: by label - 1.
+
+    Returns:
+      [H', W', 3] uint8, its longer side at least 288 pixels.
+    """
+    pixels = from_model(image)
+    factor = max(1, -(-_LEAST_SIDE // max(ids.shape)))
+    colours = np.array([ImageColor.getrgb(colour) for colour in _COLOURS])
+    tint = colours[np.arange(len(labels)) % len(colours)]  # [N, 3]
+    mixed = (pixels.astype(np.int64) + tint[ids]) // 2
+    pixels = np.where((labels > 0)[ids][..., None], mixed, pixels).astype(np.uint8)
+    large = pixels.repeat(factor, 0).repeat(factor, 1)
+    shown = ids.repeat(factor, 0).repeat(factor, 1)
+    large[1:][shown[1:] != shown[:-1]] = 0
+    large[:, 1:][shown[:, 1:] != shown[:, :-1]] = 0
+    canvas = Image.fromarray(large)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=max(13, max(canvas.size) // 24))
+    for row in np.flatnonzero(labels):
+        ys, xs = np.nonzero(ids == row)
+        if not len(ys):
+            continue
+        # The pixel of the segment that is nearest to its centre.
+        at = int(((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2).argmin())
+        y, x = float(ys[at] * factor), float(xs[at] * factor)
+        name, colour = class_names[int(labels[row]) - 1], _COLOURS[int(row) % len(_COLOURS)]
+        _tag(pen, name, (x, y, y + factor), canvas.size, font, colour)
     return np.array(canvas)
 
 

@@ -2,15 +2,23 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field
+
+from vision.tasks.colorization import ColorizationConfig, ColorizationTask
 from vision.tasks.detection import DetectionConfig, DetectionTask
+from vision.tasks.panoptic import PanopticConfig, PanopticTask
 from vision.tasks.task import Task
 
 # A kind of task that is added here is what the config, the CLI and the workers then know.
-TaskConfig = DetectionConfig
-KINDS: Mapping[str, tuple[type[DetectionConfig], type[DetectionTask]]] = {
+TaskConfig = Annotated[
+    DetectionConfig | PanopticConfig | ColorizationConfig, Field(discriminator="kind")
+]
+KINDS: Mapping[str, tuple[type[BaseModel], type[Any]]] = {
     "detection": (DetectionConfig, DetectionTask),
+    "panoptic": (PanopticConfig, PanopticTask),
+    "colorization": (ColorizationConfig, ColorizationTask),
 }
 
 
@@ -31,6 +39,6 @@ def build_task(config: TaskConfig | Mapping[str, Any]) -> Task:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UnknownTaskError(f"unknown kind of task {kind!r}: one of {', '.join(KINDS)}{hint}")
     config_class, task_class = KINDS[kind]
-    if isinstance(config, Mapping):
-        config = config_class.model_validate(dict(config))
-    return task_class(config)
+    checked = config_class.model_validate(dict(config)) if isinstance(config, Mapping) else config
+    task: Task = task_class(checked)
+    return task
