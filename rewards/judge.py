@@ -82,7 +82,7 @@ def start(reward: AnyReward, group: Group) -> Future[tuple[Outcome, ...]]:
     answer: Future[tuple[Outcome, ...]] = Future()
     try:
         examples = [group.example] * len(group)
-        answer.set_result(judge(reward, examples, group.predictions))  # type: ignore[arg-type]
+        answer.set_result(judge(reward, examples, group.predictions))
     except Exception as error:  # noqa: BLE001  # as above, and a broken example
         answer.set_exception(error)
     return answer

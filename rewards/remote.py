@@ -181,6 +181,7 @@ class RemoteReward:
           RemoteRewardError: nothing answers within `seconds`, or something that is no reward.
         """
         give_up = time.monotonic() + seconds
+        first = None
         with self._open(grpc) as channel:
             for wait in (False, True):
                 try:
@@ -192,8 +193,13 @@ class RemoteReward:
                     )
                     return Description.from_bytes(data)
                 except grpc.RpcError as error:
+                    late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                     if error.code() not in _REPEATED or wait:
-                        raise self._no_server(error, seconds) from error
+                        # That time ran out says less than why it began to.
+                        raise self._no_server(
+                            first if late and first else error, seconds
+                        ) from error
+                    first = error
                     logger.warning(
                         "no reward at %s yet: waiting up to %g s", self._address, seconds
                     )
