@@ -6,7 +6,7 @@ cut when it is asked for: that takes less than reading it from a cache would sav
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vision.data.config import FolderOptions, ImageOptions, PhotosOptions
+from vision.data.config import ImageOptions, PhotosOptions
 from vision.data.images import ImageError, load_rgb
 from vision.data.scenes import SPLITS
 
@@ -124,17 +124,11 @@ def open_images(options: ImageOptions, split: str) -> ImageSource:
     return ImageFolder(folder.expanduser())
 
 
-def prepare_images(options: ImageOptions, progress: Callable[[str, int, int], None]) -> None:
-    """Reads the quick start's photos once, so that a missing package is known at the start.
-
-    Args:
-      progress: called with (what, photos read, photos in all).
-    """
-    if isinstance(options, FolderOptions):
-        return
-    for done, split in enumerate(SPLITS, start=1):
-        photo_pixels(split)
-        progress("photos", done, len(SPLITS))
+def prepare_images(options: ImageOptions) -> None:
+    """Reads the quick start's photos once, so that a missing package is known at the start."""
+    if isinstance(options, PhotosOptions):
+        for split in SPLITS:
+            photo_pixels(split)
 
 
 @lru_cache(maxsize=len(SPLITS))

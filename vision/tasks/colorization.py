@@ -72,8 +72,8 @@ class ColorizationTask:
 
     @classmethod
     def prepare(cls, config: ColorizationConfig, progress: Callable[[str, int, int], None]) -> None:
-        """See `Task`: the photos are read."""
-        prepare_images(config.data, progress)
+        """See `Task`: nothing is made, but the photos must be there."""
+        prepare_images(config.data)
 
     def source(self, split: str) -> ImageSource:
         """The images of a split, opened when first asked for."""
