@@ -6,6 +6,7 @@ cut when it is asked for: that takes less than reading it from a cache would sav
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -92,7 +93,13 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise ImageError(f"no folder of images {folder}")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        # `os.walk` asks nothing of the single files, of which there may be a million.
+        paths = sorted(
+            Path(place) / name
+            for place, _, names in os.walk(folder, followlinks=True)
+            for name in names
+            if name.lower().endswith(SUFFIXES)
+        )
         if not paths:
             raise ImageError(f"the folder {folder} holds no image file ({', '.join(SUFFIXES)})")
         self._files = {path.relative_to(folder).as_posix(): path for path in paths}
