@@ -118,10 +118,8 @@ def stage_one_batch(
 def make_stage_one_loss(model: UvimConfig, commitment_weight: float) -> LossFunction:
     """Mean over pixels of the planes' losses, summed over planes, and the commitment."""
 
-    def stage_one_loss(variables: Any, batch: StageOneBatch, frozen: Any) -> LossSums:
-        outputs, quantized = StageOne(model).apply(
-            variables, batch.planes, batch.images, batch.kept
-        )
+    def stage_one_loss(params: Any, batch: StageOneBatch, frozen: Any) -> LossSums:
+        outputs, quantized = StageOne(model).apply(params, batch.planes, batch.images, batch.kept)
         rows = jnp.float32(len(batch.images))
         means: dict[str, tuple[jax.Array, jax.Array]] = {}
         total = jnp.float32(0)
@@ -166,15 +164,15 @@ def make_dictionary_update(config: StageOneConfig, seed: int) -> AfterUpdate:
     """The dictionary's averages after each batch, and how its words are used in the batch."""
 
     def after(
-        variables: Any, statistics: WordStatistics, step: jax.Array
+        params: Any, statistics: WordStatistics, step: jax.Array
     ) -> tuple[Any, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed_of(seed, "split", 0) >> 1), step)
         state, splits = update_state(
-            variables["state"], statistics, key, config.dictionary_momentum, config.min_count
+            params["state"], statistics, key, config.dictionary_momentum, config.min_count
         )
         metrics = {f"dictionary/{name}": value for name, value in usage(statistics.counts).items()}
         metrics["dictionary/split"] = splits.astype(jnp.float32)
-        return {"params": variables["params"], "state": state}, metrics
+        return {"params": params["params"], "state": state}, metrics
 
     return after
 

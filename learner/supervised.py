@@ -199,7 +199,3 @@ class _Window:
 
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
-
-
-def _due(every: int, done: int) -> bool:
-    return every > 0 and done % every == 0
