@@ -134,7 +134,9 @@ def test_each_paper_run_starts_from_the_one_before():
     assert not paper("map").initial_transfer
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("quickstart/detection")])
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if name.startswith("quickstart/detection")]
+)
 def test_quickstart_models_have_about_a_million_parameters(name):
     size = parameters(abstract_params(model_of(preset(name), QUICKSTART_CLASSES)))
     assert 1.0e6 <= size <= 1.2e6
