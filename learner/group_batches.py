@@ -88,3 +88,19 @@ def _fill(batch: GroupBatch, row: int, task: Task, scored: ScoredGroup, split: s
                 )
             if given is not None:
                 array[row, sample] = given
+
+
+def reward_parts(groups: Sequence[TrainingGroup]) -> dict[str, float]:
+    """What a reward tells beside its number: the factors of a product, the terms of a sum.
+
+    Returns:
+      for each auxiliary array of no dimensions, as 'reward/NAME', its mean over the samples that
+      carry it; empty where none does.
+    """
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for outcome in group.scored.outcomes if group.scored is not None else ():
+            for name, array in outcome.auxiliary.items() if isinstance(outcome, Scored) else ():
+                if array.ndim == 0:
+                    values.setdefault(f"reward/{name}", []).append(float(array))
+    return {name: float(np.mean(each)) for name, each in sorted(values.items())}

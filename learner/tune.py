@@ -16,7 +16,7 @@ import numpy as np
 
 from learner.checkpoints import CheckpointError, Checkpoints
 from learner.config import TuneConfig
-from learner.group_batches import TrainingGroup, group_batch
+from learner.group_batches import TrainingGroup, group_batch, reward_parts
 from learner.metrics import MetricsWriter
 from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
@@ -150,7 +150,8 @@ class Learner:
                 self._publish(done, state.params, policies, last)
             self._queue.ack([group.ordinal for group in groups])
             rate = config.optimizer.learning_rate * float(self._schedule(done - 1))
-            fetched |= self._staleness(done - 1, groups)
+            # A part must not take the place of a metric of ours.
+            fetched = reward_parts(groups) | fetched | self._staleness(done - 1, groups)
             fetched |= {
                 "optimizer/learning_rate": rate,
                 "seconds/waiting": collected - began,

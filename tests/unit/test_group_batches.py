@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from learner.group_batches import GroupShapeError, TrainingGroup, group_batch
+from learner.group_batches import GroupShapeError, TrainingGroup, group_batch, reward_parts
 from protos.trajectory import Abstained, Failed, FailureKind, Sampled, Scored, ScoredGroup, Ticket
 from vision.tasks.task import Example
 
@@ -147,3 +147,19 @@ def test_tokens_of_another_shape_are_refused_naming_ordinal_and_both_shapes(shap
     assert "ordinal 9" in message
     assert str(list(shape)) in message
     assert str([SAMPLES, LENGTH]) in message
+
+
+def test_parts_of_a_reward_are_means_over_the_samples_that_carry_them():
+    def parts(**numbers) -> Scored:
+        arrays = {name: np.asarray(value, np.float32) for name, value in numbers.items()}
+        return Scored(1.0, arrays | {"match_iou": np.ones(BOXES, np.float32)})
+
+    failed = Failed("broken", FailureKind.DATA)
+    groups = [
+        group(0, [parts(vivid=0.5, entropy=1.0), parts(vivid=0.25, entropy=2.0), failed]),
+        TrainingGroup(1, None),
+        group(2, [parts(vivid=0.75), Abstained("no"), scored(1)]),
+    ]
+    assert reward_parts(groups) == {"reward/vivid": 0.5, "reward/entropy": 1.5}
+    assert reward_parts([group(0, map(scored, (1, 2, 3)))]) == {}
+    assert reward_parts([TrainingGroup(1, None)]) == {}
