@@ -26,6 +26,7 @@ def check_tune(config: RunConfig) -> Task:
             "runs/NAME/final.npz)"
         )
     task = build_task(config.task)
+    check_stage_one(task)
     reward = build_reward(rewards, task)
     missing = set(task.auxiliary_arrays) - set(reward.provides)
     if missing and config.learner.reinforce.auxiliary_weight:
@@ -49,6 +50,18 @@ def check_rewards(config: RunConfig) -> RewardsConfig:
             "rewards: {terms: [{path: 'rewards.detection:MeanAveragePrecisionReward'}]}"
         )
     return config.rewards
+
+
+def check_stage_one(task: Task) -> None:
+    """Reads stage I of a task that is written in its code words: better once now than in workers.
+
+    Raises:
+      ValueError: the task's settings name no checkpoint.
+      CheckpointMismatch: it is of other codes, tokens or planes, or of another image size.
+    """
+    codec = getattr(task, "stage_one", None)
+    if codec is not None:
+        codec.load()
 
 
 def check_split(task: Task, split: str, at_least: int, setting: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from deploy.checks import check_split, check_tune
+from deploy.checks import check_split, check_stage_one, check_tune
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.run_directory import open_run_directory, write_atomically
@@ -36,6 +36,7 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
         raise ConfigError("pretrain: missing (and stage_one too); this config only tunes")
     prepare_data(config)
     task = build_task(config.task)
+    check_stage_one(task)
     model = config.model.build(task)
     check_split(task, "train", settings.batch_size, "pretrain.batch_size")
     params = _starting_params(config, model)
@@ -187,6 +188,7 @@ def run_evaluate(
 
     prepare_data(config)
     task = build_task(config.task)
+    check_stage_one(task)
     check_split(task, split, 1, "split")
     params = load_npz(resolve_checkpoint(checkpoint), config.model.build(task))
     engine = build_engine(config, task, end_token_bias)

@@ -147,16 +147,16 @@ def test_a_codec_without_its_checkpoint_says_what_is_missing(golden):
     codec = StageOneCodec(StageOneSettings(preset="tiny"), (32, 32), PLANES)
     assert codec.max_length == 16
     with pytest.raises(ValueError, match=r"stage_one\.checkpoint: missing"):
-        codec.check()
+        codec.load()
 
 
 def test_a_codec_refuses_a_checkpoint_of_other_sizes():
     settings = StageOneSettings(preset="tiny", checkpoint=STAGE_ONE)
     with pytest.raises(CheckpointMismatch, match="image_size"):
-        StageOneCodec(settings, (48, 48), PLANES).check()
+        StageOneCodec(settings, (48, 48), PLANES).load()
     other = settings.model_copy(update={"codes": 128})
     with pytest.raises(CheckpointMismatch, match="use the codes"):
-        StageOneCodec(other, (32, 32), PLANES).check()
+        StageOneCodec(other, (32, 32), PLANES).load()
     with pytest.raises(ModelConfigError, match="no square"):
         settings.model_copy(update={"tokens": 17}).build((32, 32), PLANES)
 

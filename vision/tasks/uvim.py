@@ -92,18 +92,13 @@ class StageOneCodec:
         allowed[:, 0] = False
         return allowed
 
-    def check(self) -> None:
-        """Reads the weights now rather than at first use.
+    def load(self) -> dict[str, Any]:
+        """Reads the weights.
 
         Raises:
           ValueError: the settings name none.
           CheckpointError: the file cannot be read, or is of another stage I.
         """
-        _ = self.variables
-
-    @cached_property
-    def variables(self) -> dict[str, Any]:
-        """Stage I's weights and dictionary."""
         if self._settings.checkpoint is None:
             raise ValueError(
                 "task.stage_one.checkpoint: missing; the task's tokens are the code words of a "
@@ -138,6 +133,11 @@ class StageOneCodec:
                 yield {name: output[row] for name, output in outputs.items()}
 
     @cached_property
+    def variables(self) -> dict[str, Any]:
+        """The weights, read once and kept: for encoding."""
+        return self.load()
+
+    @cached_property
     def _decoder(self) -> Any:
         try:
             from vision.models.uvim_torch import TorchStageOneDecoder
@@ -146,4 +146,4 @@ class StageOneCodec:
                 "stage I is decoded with torch, which is not installed here: "
                 "pip install 'rewardtune[uvim]'"
             ) from error
-        return TorchStageOneDecoder(self.config, self.variables)
+        return TorchStageOneDecoder(self.config, self.load())
