@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 from skimage.color import rgb2lab
 
@@ -11,7 +12,7 @@ from protos.trajectory import Sampled, Scored, ScoredGroup, Ticket
 from rewards.colorization import ColorfulnessReward
 from rewards.combine import RewardLoadError, WeightedSum, load_reward
 from rewards.judge import GroupFailure, judge_group
-from vision.data.images import from_model
+from vision.data.images import ImageError, from_model
 from vision.metrics.colorfulness import colorfulness
 from vision.models.config import ModelConfigError
 from vision.models.uvim import decode_codes, init_stage_one
@@ -231,3 +232,34 @@ def test_a_prediction_that_is_not_finite_fails_typed(task, example):
 def test_an_unknown_hue_of_the_reward_is_named(task):
     with pytest.raises(RewardLoadError, match="hue is 'hsv'"):
         load_reward("rewards.colorization:ColorfulnessReward", task, {"hue": "hsv"})
+
+
+def test_own_images_of_any_kind_are_read_and_a_broken_one_is_named(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    alpha = np.full((30, 40, 1), 255, np.uint8)
+    files = {
+        "alpha.png": np.concatenate([colours, alpha], axis=2),
+        "deep.png": colours[..., 0].astype(np.uint16) * 257,
+        "gray.png": colours[..., 0],
+        "pixel.png": colours[:1, :1],
+        "plain.png": colours,
+    }
+    for name, pixels in files.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    options = {"scale": (1.0, 2.0), "flip": 0.5, "saturation": 0.5}
+    task = task_of(data={"kind": "images", "train": tmp_path}, augment=options)
+    assert task.example_ids("train") == list(files)
+    loaded = {}
+    for name in files:
+        for seed in (None, 1, 2):
+            example = task.load("train", name, seed)
+            assert example.image.shape == example.target.shape == (24, 24, 3)
+            loaded[name, seed] = example
+    assert np.array_equal(loaded["alpha.png", None].target, loaded["plain.png", None].target)
+    for name in ("deep.png", "gray.png"):
+        gray = loaded[name, None]
+        assert np.array_equal(gray.image, gray.target)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    broken = task_of(data={"kind": "images", "train": tmp_path})
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        broken.load("train", "broken.png", None)

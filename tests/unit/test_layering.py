@@ -93,8 +93,11 @@ def test_the_rules_have_no_cycle():
     [
         "rewards.worker",
         "rewards.combine",
+        "rewards.colorization",
         "rewards.detection",
         "rewards.score",
+        "rewards.score_colorization",
+        "vision.tasks.colorization",
         "vision.tasks.detection",
         "vision.tasks.registry",
         "vision.tasks.uvim",
