@@ -31,6 +31,7 @@ from vision.models.uvim_config import (
     PANOPTIC_PLANES,
     Plane,
     UvimConfig,
+    is_of_decoder,
     stage_one_shapes,
     uvim_config,
 )
@@ -51,11 +52,13 @@ STEP_SAMPLES = 128 * 2
 STEP_SECONDS = (10, 30, 60)
 
 
-def random_variables(config: UvimConfig) -> dict[str, Any]:
-    """Weights of a trained model's scale."""
+def random_variables(config: UvimConfig, decoder_only: bool) -> dict[str, Any]:
+    """Weights of a trained model's scale; torch's decoder needs and loads only a part of them."""
     random = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {}
     for name, shape in stage_one_shapes(config).items():
+        if decoder_only and not is_of_decoder(name):
+            continue
         fan_in = max(1, math.prod(shape[:-1]))
         values = random.standard_normal(shape, dtype=np.float32) * np.float32(fan_in**-0.5)
         arrays[name] = np.abs(values) + 1 if name == "state/counts" else values
@@ -70,7 +73,7 @@ def measure(size: str, engine: str, dtype: str, threads: int) -> dict[str, Any]:
     random = np.random.default_rng(1)
     codes = random.integers(config.codes, size=(samples, config.tokens)).astype(np.int32)
     context = random.uniform(-1, 1, (1, *config.image_size, 3)).astype(np.float32)
-    variables = random_variables(config)
+    variables = random_variables(config, decoder_only=engine == "torch")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if engine == "torch":
         from vision.models.uvim_torch import TorchStageOneDecoder

@@ -1,10 +1,18 @@
 import pytest
 from pydantic import ValidationError
 
-from learner.config import OptimizerConfig, PretrainConfig, ReinforceConfig, TuneConfig
+from learner.config import (
+    OptimizerConfig,
+    PretrainConfig,
+    ReinforceConfig,
+    StageOneConfig,
+    TuneConfig,
+)
+
+CONFIGS = [OptimizerConfig, PretrainConfig, ReinforceConfig, StageOneConfig, TuneConfig]
 
 
-@pytest.mark.parametrize("config", [OptimizerConfig, PretrainConfig, ReinforceConfig, TuneConfig])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_an_unknown_key_is_refused(config):
     with pytest.raises(ValidationError, match="lerning_rate"):
         config.model_validate({"lerning_rate": 1e-3})
@@ -29,7 +37,7 @@ def test_a_value_that_cannot_work_is_refused_with_what_would(config, values, mes
         config.model_validate(values)
 
 
-@pytest.mark.parametrize("config", [OptimizerConfig, PretrainConfig, ReinforceConfig, TuneConfig])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_field_says_what_it_means(config):
     missing = [name for name, field in config.model_fields.items() if not field.description]
     assert not missing

@@ -99,6 +99,14 @@ def test_bfloat16_stays_near(golden, variables):
         assert 0 < difference.mean() < 0.02 * np.abs(expected).max()
 
 
+def test_the_settings_choose_the_type_of_decoding(golden, codec):
+    settings = StageOneSettings(preset="tiny", checkpoint=STAGE_ONE, decoding="bfloat16")
+    tokens, image = golden["decode_code"][:1] + 1, golden["image"][0]
+    (rounded,) = StageOneCodec(settings, (32, 32), PLANES).decode(tokens, image)
+    (exact,) = codec.decode(tokens, image)
+    assert 0 < np.abs(rounded["semantics"] - exact["semantics"]).mean() < 0.05
+
+
 def test_pixels_come_from_their_patch(golden, variables):
     values = np.zeros((1, TINY.patches, 2, TINY.patch_pixels), np.float32)
     # Patch (1, 2), channel 1, pixel (3, 5) in it.
@@ -116,6 +124,17 @@ def test_a_codec_writes_and_reads_tokens(golden, codec):
     assert codec.allowed_tokens()[np.arange(16), tokens].all()
     assert not codec.allowed_tokens()[:, 0].any()
     assert codec.vocabulary_size == 65
+
+
+def test_decoding_needs_no_encoder(golden, variables):
+    part = load_stage_one(STAGE_ONE, TINY, decoder_only=True)
+    assert not any("enc" in name and name != "decoder" for name in part["params"])
+    codes, images = golden["decode_code"], golden["image"]
+    whole = TorchStageOneDecoder(TINY, variables).decode(codes, images)
+    alone = TorchStageOneDecoder(TINY, part).decode(codes, images)
+    np.testing.assert_array_equal(alone["instances"], whole["instances"])
+    with pytest.raises(CheckpointMismatch, match="use the codes"):
+        load_stage_one(STAGE_ONE, replace(TINY, codes=128), decoder_only=True)
 
 
 def test_samples_are_decoded_one_by_one_as_together(golden, codec, variables, monkeypatch):

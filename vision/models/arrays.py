@@ -63,9 +63,13 @@ def write_arrays(
             os.unlink(temporary)
 
 
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: str | Path, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, np.ndarray]:
     """Every array of a file by its name without the prefix, floats widened to float32.
 
+    Args:
+      wanted: of a name without the prefix, whether to read that array at all.
     Raises:
       CheckpointError: the file is missing, truncated or no `.npz`.
     """
@@ -74,7 +78,8 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(_decode(name, file[name]) for name in file.files)
+            names = [name for name in file.files if wanted(name.removeprefix(PREFIX))]
+            arrays = dict(_decode(name, file[name]) for name in names)
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a readable .npz checkpoint, perhaps truncated: {error}"

@@ -17,7 +17,7 @@ from vision.models.arrays import (
     read_arrays,
     write_arrays,
 )
-from vision.models.uvim_config import UvimConfig, stage_one_shapes
+from vision.models.uvim_config import UvimConfig, is_of_decoder, stage_one_shapes
 
 STATE = "state/"
 # How the first published stage-I checkpoints name the trunks.
@@ -38,27 +38,31 @@ def save_stage_one(
     write_arrays(path, arrays, dtype, exact=(STATE,))
 
 
-def load_stage_one(path: str | Path, config: UvimConfig) -> dict[str, Any]:
+def load_stage_one(
+    path: str | Path, config: UvimConfig, decoder_only: bool = False
+) -> dict[str, Any]:
     """The variables of a stage I, float32.
 
+    Args:
+      decoder_only: leave out, unread and unchecked, what decoding does not need.
     Raises:
       CheckpointError: the file is missing, truncated or no such file.
       CheckpointMismatch: a parameter or the dictionary is missing, unexpected or of another shape
         (of other codes, tokens or image size), or the dictionary holds a word of no direction.
     """
     path = Path(path)
-    arrays = {}
-    for name, value in read_arrays(path).items():
-        for old, new in _OLD_TRUNKS.items():
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-        arrays[name] = value
+
+    def wanted(name: str) -> bool:
+        return not decoder_only or is_of_decoder(_present_name(name))
+
+    shapes = {name: shape for name, shape in stage_one_shapes(config).items() if wanted(name)}
+    arrays = {_present_name(name): value for name, value in read_arrays(path, wanted).items()}
     if not any(name.startswith(STATE) for name in arrays):
         raise CheckpointMismatch(
             f"{path} has no dictionary (state/dictionary): it is no stage-I checkpoint. Stage II, "
             "the sequence model, goes to `initial`"
         )
-    fitted = fit_arrays(path, arrays, stage_one_shapes(config), _remedy)
+    fitted = fit_arrays(path, arrays, shapes, _remedy)
     state = {n.removeprefix(STATE): v for n, v in fitted.items() if n.startswith(STATE)}
     sound = (state["counts"] > 0) & np.isfinite(state["dictionary"]).all(1)
     sound &= (state["dictionary"] != 0).any(1)
@@ -93,6 +97,13 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = value
     return tree
+
+
+def _present_name(name: str) -> str:
+    for old, new in _OLD_TRUNKS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _remedy(name: str) -> str:

@@ -239,6 +239,20 @@ def stage_one_shapes(config: UvimConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_of_decoder(name: str) -> bool:
+    """Whether decoding needs the array of this name in `stage_one_shapes`."""
+    return not name.startswith(
+        (
+            "encoder/",
+            "encoder_head/",
+            "pos_embedding_encoder",
+            "ctx_enc_embedding/",
+            "bottleneck_downsample",
+            EMBEDDING,
+        )
+    )
+
+
 def _dense(name: str, kernel: tuple[int, ...], bias: tuple[int, ...]) -> dict[str, Any]:
     return {f"{name}/kernel": kernel, f"{name}/bias": bias}
 
