@@ -40,7 +40,7 @@ class StubTask:
 
     def draw(self, example, prediction):
         """The prediction as a brightness."""
-        return np.full((64, 64, 3), 20 * (prediction or 0), np.uint8)
+        return np.full((64, 64, 3), 20 * (prediction or 0) % 256, np.uint8)
 
 
 class SumReward:
