@@ -238,6 +238,26 @@ def detection(
     print_metrics(str(predictions), score_detection(annotations, predictions), as_json)
 
 
+@score_app.command()
+@friendly
+def captioning(
+    references: Annotated[Path, typer.Option(help="{id: [sentence, ...]}, or COCO captions.")],
+    candidates: Annotated[Path, typer.Option(help="{id: [sentence]}, or COCO results.")],
+    tokenised: Annotated[
+        bool | None,
+        typer.Option("--tokenised/--raw", help="What the sentences are; default: seen from them."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """CIDEr-D of a file of captions (papers report it times 100); --json has it by image, too."""
+    from rewards.score_captioning import score_captions
+
+    figures = score_captions(references, candidates, tokenised)
+    if not as_json:
+        del figures["by_image"]
+    print_metrics(str(candidates), figures, as_json)
+
+
 @serve_app.command()
 @friendly
 def reward(

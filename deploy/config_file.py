@@ -111,29 +111,55 @@ def _index(node: list[Any], name: str, override: str) -> int:
 
 
 def _describe(fault: Any, model: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in fault["loc"])
+    location, models = _place(model, fault["loc"])
     if fault["type"] == "extra_forbidden":
-        keys = list(dotted_keys(model))
-        known = [key.rpartition(".")[2] for key in keys if _parent_matches(key, location)]
+        _, parents = _place(model, fault["loc"][:-1])
+        known = sorted({name for parent in parents for name in parent.model_fields})
         last = str(fault["loc"][-1])
         nearest = difflib.get_close_matches(last, known, 1, 0.5)
-        elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
+        elsewhere = [key for key in dotted_keys(model) if key.rpartition(".")[2] == last]
         if elsewhere:
             return f"{location}: unknown key here; did you mean {elsewhere[0]!r}?"
         if nearest:
             return f"{location}: unknown key; did you mean {nearest[0]!r}?"
         section = location.rpartition(".")[0] or "the top level"
-        return f"{location}: unknown key; {section} has {', '.join(sorted(known))}"
+        return f"{location}: unknown key; {section} has {', '.join(known)}"
+    if fault["type"] == "union_tag_invalid":
+        given_kind = str(fault["ctx"]["tag"])
+        kinds = [kind for kind in map(_kind, models) if kind is not None]
+        near = difflib.get_close_matches(given_kind, kinds, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{location}.kind: unknown kind {given_kind!r}: one of {', '.join(kinds)}{hint}"
+    if fault["type"] == "union_tag_not_found":
+        kinds = [kind for kind in map(_kind, models) if kind is not None]
+        return f"{location}.kind: Field required: one of {', '.join(kinds)}"
     given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
     return f"{location or 'config'}: {fault['msg']}{given}"
 
 
-def _parent_matches(key: str, location: str) -> bool:
-    # Locations name the branch of a union and list positions; keys do not.
-    parts = [part for part in location.split(".")[:-1] if not part.isdigit()]
-    parents = key.split(".")[:-1]
-    remaining = iter(parts)
-    return all(parent in remaining for parent in parents) and bool(parents) == bool(parts)
+def _place(model: type[BaseModel], parts: Sequence[str | int]) -> tuple[str, list[type[BaseModel]]]:
+    """The dotted key of a fault's place, and the models that may stand there.
+
+    Pydantic names the kind of a section that has several (`task.detection.max_boxes`); the key
+    does not.
+    """
+    path: list[str] = []
+    models = [model]
+    for part in parts:
+        chosen = [option for option in models if _kind(option) == part]
+        if chosen and len(models) > 1:
+            models = chosen
+            continue
+        path.append(str(part))
+        if isinstance(part, str):
+            fields = [m.model_fields[part] for m in models if part in m.model_fields]
+            models = [nested for field in fields for nested in _models_in(field.annotation)]
+    return ".".join(path), models
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    """What tells a section's kind from the others that may stand in its place."""
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> typing.Iterator[str]:

@@ -114,7 +114,11 @@ class Cider:
         return CookedReferences(images, *cooked)
 
     def score(
-        self, cooked: CookedReferences, images: Sequence[int], candidates: Sequence[str]
+        self,
+        cooked: CookedReferences,
+        images: Sequence[int],
+        candidates: Sequence[str],
+        ended: Sequence[bool] | None = None,
     ) -> NDArray[np.float64]:
         """CIDEr-D of candidates, each against the references of an image.
 
@@ -122,6 +126,7 @@ class Cider:
           cooked: by `cook` of this object.
           images: [M] for each candidate the position of its image in `cooked`.
           candidates: [M].
+          ended: [M] which candidates have an end that counts, where ends count; None: all.
 
         Returns:
           [M] float64, 0 .. 10.
@@ -131,7 +136,7 @@ class Cider:
             raise ValueError(f"{len(candidates)} candidates, but images of shape {rows.shape}")
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(cooked):
             raise ValueError(f"images {rows.min()} .. {rows.max()} of {len(cooked)} cooked ones")
-        words, starts = self._numbered(candidates, learn=False)
+        words, starts = self._numbered(candidates, learn=False, ended=ended)
         scores: NDArray[np.float64] = _score(
             words,
             starts,
@@ -150,7 +155,7 @@ class Cider:
         return scores
 
     def _numbered(
-        self, captions: Sequence[str], learn: bool
+        self, captions: Sequence[str], learn: bool, ended: Sequence[bool] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """All words as numbers, and where each caption starts: [W], [captions + 1].
 
@@ -160,8 +165,9 @@ class Cider:
         fresh: dict[str, int] = known if learn else {}
         split = [caption.split() for caption in captions]
         if self._end:
-            for words in split:
-                words.append(END_WORD)
+            for words, has_end in zip(split, ended or repeat(True), strict=False):
+                if has_end:
+                    words.append(END_WORD)
         starts = np.zeros(len(captions) + 1, np.int64)
         np.cumsum(list(map(len, split)), out=starts[1:])
         found = map(known.get, chain.from_iterable(split), repeat(_UNKNOWN))

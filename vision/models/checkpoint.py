@@ -69,28 +69,30 @@ def load_npz(path: str | Path, expected: ModelConfig | Mapping[str, Any]) -> Par
 
 
 def load_encoder_npz(path: str | Path, config: ModelConfig) -> Params:
-    """The encoder's part of a `SequenceModel`'s parameters, from a ViT in big_vision's layout.
+    """The encoder's part of a `SequenceModel`'s parameters, from a ViT or another sequence model.
 
-    Position embeddings of another grid are resampled bilinearly. A class token's position, the
-    pooling head and the classifier are left out: this model has none.
+    The file is in big_vision's layout of ViTs, or holds a `SequenceModel`, whose task may have been
+    another. Position embeddings of another grid are resampled bilinearly. A class token's position,
+    the pooling head, the classifier and a decoder are left out.
 
     Returns:
       `EmbedPatches`, `encoder` and `pos_embedding_encoder`, float32, to merge into the
       parameters of `init_params`.
     """
-    arrays = {}
-    for name, value in read_arrays(path).items():
-        renamed = _encoder_name(name)
-        if renamed is not None:
-            arrays[renamed] = value
-    positions = arrays.get("pos_embedding_encoder")
-    if positions is not None and positions.ndim == 3:
-        arrays["pos_embedding_encoder"] = resample_positions(positions, config.grid)
     shapes = {
         name: tuple(leaf.shape)
         for name, leaf in flatten_dict(abstract_params(config), sep="/").items()
         if not name.startswith(("decoder/", "pos_embedding_decoder"))
     }
+    own = {name.partition("/")[0] for name in shapes}
+    arrays = {}
+    for name, value in read_arrays(path).items():
+        renamed = name if name.partition("/")[0] in own else _encoder_name(name)
+        if renamed is not None:
+            arrays[renamed] = value
+    positions = arrays.get("pos_embedding_encoder")
+    if positions is not None and positions.ndim == 3:
+        arrays["pos_embedding_encoder"] = resample_positions(positions, config.grid)
     return _fit(path, arrays, shapes)
 
 

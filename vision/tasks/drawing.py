@@ -1,5 +1,6 @@
 """Boxes or segments with names on an enlarged image, to look at."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,3 +109,30 @@ def _tag(
     x = min(max(0.0, left - 1), size[0] - wide)
     pen.rectangle((x, y, x + wide, y + high), fill="black")
     pen.text((x + 2 - x0, y + 2 - y0), text, font=font, fill=colour)
+
+
+def draw_caption(image: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Writes captions under an image.
+
+    Args:
+      image: [H, W, 3] float32 in [-1, 1].
+      captions: each begins a line.
+
+    Returns:
+      [H', W', 3] uint8: the image, its longer side at least 288 pixels, above black on white.
+    """
+    pixels = Image.fromarray(from_model(image))
+    factor = max(1, -(-_LEAST_SIDE // max(pixels.size)))
+    width, height = pixels.width * factor, pixels.height * factor
+    font = ImageFont.load_default(size=max(13, width // 24))
+    # Letters differ in width; n is a middle one.
+    columns = max(8, int((width - 8) / max(1.0, font.getlength("n"))))
+    lines = [
+        line for caption in captions for line in textwrap.wrap(caption, columns) or ["(empty)"]
+    ]
+    text = "\n".join(lines)
+    x0, y0, _, y1 = ImageDraw.Draw(pixels).multiline_textbbox((0, 0), text, font=font)
+    canvas = Image.new("RGB", (width, height + int(y1 - y0) + 12), "white")
+    canvas.paste(pixels.resize((width, height), Image.Resampling.NEAREST), (0, 0))
+    ImageDraw.Draw(canvas).multiline_text((4 - x0, height + 6 - y0), text, font=font, fill="black")
+    return np.array(canvas)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from vision.tasks.captioning import CaptioningConfig, CaptioningTask
 from vision.tasks.colorization import ColorizationConfig, ColorizationTask
 from vision.tasks.detection import DetectionConfig, DetectionTask
 from vision.tasks.panoptic import PanopticConfig, PanopticTask
@@ -13,12 +14,14 @@ from vision.tasks.task import Task
 
 # A kind of task that is added here is what the config, the CLI and the workers then know.
 TaskConfig = Annotated[
-    DetectionConfig | PanopticConfig | ColorizationConfig, Field(discriminator="kind")
+    DetectionConfig | PanopticConfig | ColorizationConfig | CaptioningConfig,
+    Field(discriminator="kind"),
 ]
 KINDS: Mapping[str, tuple[type[BaseModel], type[Any]]] = {
     "detection": (DetectionConfig, DetectionTask),
     "panoptic": (PanopticConfig, PanopticTask),
     "colorization": (ColorizationConfig, ColorizationTask),
+    "captioning": (CaptioningConfig, CaptioningTask),
 }
 
 
