@@ -182,10 +182,10 @@ def test_a_stage_one_of_other_sizes_is_refused(checkpoint):
 
     other = task_of(stage_one={**SIZES, "checkpoint": checkpoint, "codes": 32})
     with pytest.raises(CheckpointError, match=r"final\.npz"):
-        other.stage_one.check()
+        other.stage_one.load()
     larger = task_of(stage_one={**SIZES, "checkpoint": checkpoint}, image_size=(32, 32))
     with pytest.raises(CheckpointError, match=r"final\.npz"):
-        larger.stage_one.check()
+        larger.stage_one.load()
     with pytest.raises(ModelConfigError, match="width 30 is not a positive multiple"):
         task_of(image_size=(24, 30))
 

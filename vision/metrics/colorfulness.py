@@ -140,7 +140,7 @@ def _to_linear(values, linear):  # type: ignore[no-untyped-def]
     broken = 0
     for i in range(values.size):
         value = values[i]
-        broken += np.int32(value - value != np.float32(0))
+        broken += int(value - value != _ZERO)
         x = min(max(value, -_ONE), _ONE)
         y = _G9 + x * _G10
         y = _G7 + x * (_G8 + x * y)
