@@ -12,7 +12,6 @@ from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.runs import prepare_data
 from protos.edge import EdgeOptions
-from rewards.reward import is_submitted
 from vision.tasks.registry import build_task
 
 if TYPE_CHECKING:
@@ -26,14 +25,14 @@ def serve_reward(config: RunConfig, options: EdgeOptions, threads: int = 1) -> i
       ConfigError: the config has no reward, or one that is remote itself.
       EdgeError, RewardLoadError: it cannot listen, or the reward cannot be built.
     """
-    from rewards.combine import build_reward
+    from rewards.combine import build_local_reward
     from rewards.service import serve
 
     rewards = check_rewards(config)
     prepare_data(config)
     task = build_task(config.task)
-    reward = build_reward(rewards, task)
-    if is_submitted(reward):
+    reward = build_local_reward(rewards, task)
+    if reward is None:
         raise ConfigError(
             "rewards: this reward is computed elsewhere itself; serve a config whose terms are "
             f"computed here, not {[term.path for term in rewards.terms]}"

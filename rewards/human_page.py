@@ -61,6 +61,9 @@ def page_application(task: Task, scorer: HumanScorer, token: str) -> web.Applica
         response.headers.update(_HEADERS)
         return response
 
+    def counts() -> dict[str, int]:
+        return {"waiting": scorer.waiting, "done": scorer.done}
+
     async def page(request: web.Request) -> web.StreamResponse:
         return web.Response(text=PAGE.read_text(), content_type="text/html")
 
@@ -78,15 +81,11 @@ def page_application(task: Task, scorer: HumanScorer, token: str) -> web.Applica
             except Exception as error:  # noqa: BLE001  # a broken example fails its own group
                 scorer.give_up(entry, error)
                 entry = scorer.next(request.query.get("viewer", ""))
-        return web.json_response(
-            {
-                "mode": scorer.mode,
-                "ratings": RATINGS,
-                "waiting": scorer.waiting,
-                "done": scorer.done,
-                "group": shown,
-            }
-        )
+        values = {"mode": scorer.mode, "ratings": RATINGS, "group": shown}
+        return web.json_response(values | counts())
+
+    async def progress(request: web.Request) -> web.StreamResponse:
+        return web.json_response(counts())
 
     async def picture(request: web.Request) -> web.StreamResponse:
         pictures = scorer.find(request.match_info["key"]).pictures
@@ -102,13 +101,14 @@ def page_application(task: Task, scorer: HumanScorer, token: str) -> web.Applica
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AnswerError(f"not a JSON object with a key: {error!r}") from error
         scorer.answer(str(key), values)
-        return web.json_response({"waiting": scorer.waiting, "done": scorer.done})
+        return web.json_response(counts())
 
     application = web.Application(middlewares=[guard], client_max_size=MAX_BODY_BYTES)
     application.add_routes(
         [
             web.get("/", page),
             web.get("/next", following),
+            web.get("/progress", progress),
             web.get("/picture/{key}/{name}", picture),
             web.post("/answer", answer),
         ]

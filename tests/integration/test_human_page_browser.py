@@ -78,6 +78,10 @@ async def is_shown(page: Page, example_id: str) -> None:
     await page.until("[...document.images].every(i => i.complete && i.naturalWidth >= 288)")
 
 
+async def has_progress(page: Page, text: str) -> None:
+    await page.until(f"document.getElementById('progress').innerText == '{text}'")
+
+
 def test_samples_are_put_in_order_with_mouse_and_keys(
     tmp_path: Path, tiny_values: dict[str, Any]
 ) -> None:
@@ -88,10 +92,12 @@ def test_samples_are_put_in_order_with_mouse_and_keys(
 
         async def judge(page: Page) -> None:
             await page.until("document.body.innerText.includes('Nothing waits')")
-            answers = [start(away, group) for group in waiting]
             examples = [group.request.example_id for group in waiting]
+            answers = []
+            for count, group in enumerate(waiting, 1):  # one after the other: they are in order
+                answers.append(start(away, group))
+                await has_progress(page, f"{count} waiting, 0 done")
             await is_shown(page, examples[0])
-            await page.until("document.getElementById('progress').innerText == '4 waiting, 0 done'")
             # The third on the page is best, then the first; the second shares no place with them.
             await page.click(".pick", 2)
             await page.click(".pick", 0)
@@ -101,7 +107,7 @@ def test_samples_are_put_in_order_with_mouse_and_keys(
             assert places == ["place 2", "", "place 1"]
             await page.click("#send")
             await is_shown(page, examples[1])
-            await page.until("document.getElementById('progress').innerText == '3 waiting, 1 done'")
+            await has_progress(page, "3 waiting, 1 done")
             first = await result(answers[0])
             assert sorted(first) == [0.0, 0.5, 1.0]
 
@@ -122,9 +128,7 @@ def test_samples_are_put_in_order_with_mouse_and_keys(
             await is_shown(page, examples[3])
             await page.press("s")
             await page.until("document.body.innerText.includes('Nothing waits')")
-            assert await page.value("document.getElementById('progress').innerText") == (
-                "0 waiting, 4 done"
-            )
+            await has_progress(page, "0 waiting, 4 done")
             outcomes = await asyncio.wrap_future(answers[3])
             assert outcomes == (Abstained("skipped"),) * 3
 

@@ -87,6 +87,14 @@ def test_the_example_of_own_data_resolves():
     assert config.rewards is not None
 
 
+@pytest.mark.parametrize("example", ["remote_reward.yaml", "human_reward.yaml"])
+def test_the_examples_of_remote_rewards_name_options_that_there_are(example):
+    config = read_config(EXAMPLES / example, [], RunConfig)
+    term = config.rewards.terms[0]
+    with pytest.raises(RewardLoadError, match="NO_SUCH_TOKEN"):  # after all options were taken
+        load_reward(term.path, None, term.options | {"token_env": "NO_SUCH_TOKEN"})
+
+
 @pytest.mark.parametrize(
     ("page", "example_file"),
     [
@@ -94,6 +102,8 @@ def test_the_example_of_own_data_resolves():
         ("docs/own_reward.md", "count_reward.py"),
         ("docs/own_reward.md", "own_reward.yaml"),
         ("docs/own_dataset.md", "own_dataset.yaml"),
+        ("docs/remote_rewards.md", "remote_reward.yaml"),
+        ("docs/remote_rewards.md", "human_reward.yaml"),
     ],
 )
 def test_pages_show_the_example_files_as_they_are(page, example_file):

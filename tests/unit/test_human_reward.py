@@ -203,7 +203,7 @@ def test_nothing_is_told_or_taken_without_the_token(tmp_path):
     async def body(scorer, client):
         call = await ask(scorer, 1)
         key = (await following(client))["group"]["key"]
-        routes = ["/", "/next", f"/picture/{key}/0", "/nothing-here"]
+        routes = ["/", "/next", "/progress", f"/picture/{key}/0", "/nothing-here"]
         for route in routes:
             for headers in ({}, {"X-Token": "guess"}, {"X-Token": "\udcff"}):
                 response = await client.get(route, headers=headers)
