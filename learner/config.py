@@ -154,6 +154,12 @@ class StageOneConfig(SupervisedConfig):
     min_count: Annotated[float, Field(gt=0)] = 0.1
     """A word whose average count falls below it is unused: it becomes half of the most frequent."""
 
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation in training; parameters and dictionary stay float32."""
+
+    remat: bool = False
+    """Compute layers again in the backward pass, to save memory."""
+
 
 class ReinforceConfig(Settings):
     """The policy-gradient objective (the paper's Algorithm 2); the options are off by default."""

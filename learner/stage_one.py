@@ -6,6 +6,7 @@ replaced by halves of the most frequent (Kolesnikov et al. 2022, "UViM", section
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -65,7 +66,7 @@ def train_stage_one(
       evaluate, stop: see `learner.supervised.train`; so are the errors.
       variables: what to start from; None: fresh ones of `seed`.
     """
-    model = task.stage_one.config
+    model = replace(task.stage_one.config, dtype=config.dtype, remat=config.remat)
     if variables is None:
         variables = init_stage_one(model, seed)
     examples = TrainingExamples(task, seed, config.batch_size)

@@ -286,3 +286,17 @@ def test_the_checkpoint_is_that_of_the_config(trained, tmp_path):
     save_stage_one(tmp_path / "final.npz", variables)
     loaded = load_stage_one(tmp_path / "final.npz", MODEL)
     np.testing.assert_array_equal(loaded["state"]["counts"], variables["state"]["counts"])
+
+
+def test_half_precision_and_recomputation_teach_the_same():
+    losses = []
+    for model in (MODEL, replace(MODEL, remat=True), replace(MODEL, dtype="bfloat16")):
+        variables = init_stage_one(model, 0)
+        heads = variables["params"]["head_semantics"]
+        heads["kernel"] = jax.random.normal(jax.random.key(1), heads["kernel"].shape) * 0.1
+        gradient = jax.grad(lambda v, m=model: make_stage_one_loss(m, 0.0)(v, a_batch(), None).loss)
+        kernel = gradient(variables)["params"]["decoder_stem"]["kernel"]
+        losses.append(np.asarray(kernel))
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    near = np.corrcoef(losses[2].ravel(), losses[0].ravel())[0, 1]
+    assert 0.99 < near < 1
