@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vision.metrics.cider import Cider, cider
@@ -102,6 +102,7 @@ def test_frequencies_stay_those_of_the_corpus_whatever_is_judged(corpus, others,
 @settings(max_examples=20, deadline=None)
 @given(corpus=corpora, candidate=sentences)
 def test_scores_equal_those_of_pycocoevalcap(corpus, candidate):
+    assume(any(caption for references in corpus for caption in references))  # it fails on none
     scorer_module = pytest.importorskip("pycocoevalcap.cider.cider_scorer")
     scorer = scorer_module.CiderScorer(n=4, sigma=6.0)
     for references in corpus:
