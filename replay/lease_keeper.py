@@ -22,6 +22,10 @@ class LeaseKeeper:
     When an item takes longer than `deadline` seconds, the keeper fails that item, gives the others
     back untouched and calls `on_stuck(reason)`, which ends the process: a thread that hangs
     cannot be ended otherwise.
+
+    Attributes:
+      on_lost: told the ids of leases that are not held any more, so that work which waits
+        elsewhere can be called off. It runs in the keeper's thread.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._held: dict[str, Lease] = {}
         self._working_on: tuple[frozenset[str], float] | None = None
+        self.on_lost: Callable[[set[str]], None] = lambda lost: None
         self._closed = threading.Event()
         self._thread = threading.Thread(
             target=self._renew_forever, args=(ttl / 3,), name="lease-keeper", daemon=True
@@ -82,10 +87,14 @@ class LeaseKeeper:
                 return
             if held:
                 try:
-                    self._queue.renew(list(held))
+                    lost = set(held) - set(self._queue.renew(list(held)))
                 except (QueueUnavailable, QueueClosed) as error:
                     # An unreachable queue lets the leases expire: the work is redone elsewhere.
                     logger.warning("could not renew %d leases: %s", len(held), error)
+                    continue
+                if lost:
+                    self.drop(held[lease_id] for lease_id in lost)
+                    self.on_lost(lost)
 
     def _give_up(self, held: dict[str, Lease], stuck: frozenset[str]) -> None:
         ordinals = [held[lease_id].ordinal for lease_id in sorted(stuck & set(held))]

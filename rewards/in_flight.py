@@ -1,7 +1,7 @@
 """Groups whose reward is computed elsewhere, on their way.
 
 Invariant: a group that was added is handed to `finish` once, when its answer is there, or is given
-back by `close`.
+back by `close`. One that was abandoned is handed over too, its outcomes cancelled.
 
 A worker neither waits for an answer nor keeps a thread for each: one thread finishes whatever has
 been answered. So groups that wait for a person for hours cost no processor and hold up nobody.
@@ -9,7 +9,7 @@ been answered. So groups that wait for a person for hours cost no processor and 
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -48,6 +48,13 @@ class InFlight:
         with self._room:
             self._waiting[answer.lease.id] = answer
         answer.outcomes.add_done_callback(lambda _: self._answered.put(answer))
+
+    def abandon(self, lease_ids: Set[str]) -> None:
+        """Calls off what is not wanted any more: nobody shall be asked for it."""
+        with self._room:
+            unwanted = [self._waiting[id_] for id_ in lease_ids if id_ in self._waiting]
+        for answer in unwanted:  # its done callbacks run here
+            answer.outcomes.cancel()
 
     def wait_for_room(self, seconds: float) -> int:
         """How many more groups may be added; waits a while for the first.

@@ -96,12 +96,11 @@ def failed(error: BaseException) -> Future[Any]:
 
 
 def when_all(parts: Sequence[Future[Any]], result: Callable[[], _T]) -> Future[_T]:
-    """A future of what `result` returns or raises once all parts are done; it cannot be cancelled.
+    """A future of what `result` returns or raises once all parts are done.
 
-    `result` runs in the thread that finishes last.
+    `result` runs in the thread that finishes last. Cancelling the future cancels the parts.
     """
     answer: Future[_T] = Future()
-    answer.set_running_or_notify_cancel()
     lock = threading.Lock()
     left = len(parts)
 
@@ -111,11 +110,19 @@ def when_all(parts: Sequence[Future[Any]], result: Callable[[], _T]) -> Future[_
             left -= 1
             if left:
                 return
+        if not answer.set_running_or_notify_cancel():
+            return
         try:
             answer.set_result(result())
         except BaseException as error:  # noqa: BLE001  # whoever waits for the answer gets it
             answer.set_exception(error)
 
+    def answer_done(_: Future[_T]) -> None:
+        if answer.cancelled():
+            for part in parts:
+                part.cancel()
+
+    answer.add_done_callback(answer_done)
     for part in parts:
         part.add_done_callback(part_done)
     return answer

@@ -70,6 +70,8 @@ class RewardWorker(PullingWorker):
         self._in_flight = (
             InFlight(reward.in_flight, self._flush_answers) if is_submitted(reward) else None
         )
+        if self._in_flight is not None:
+            keeper.on_lost = self._in_flight.abandon
 
     def _wanted(self) -> int:
         if self._in_flight is None:
@@ -133,9 +135,12 @@ class RewardWorker(PullingWorker):
 
     def _flush_answers(self, answers: Sequence[Answer]) -> None:
         """Gives answered groups their outcomes, from whichever thread has them."""
-        completed, failed = [], []
+        completed, failed, called_off = [], [], []
         with self._flushing:
             for answer in answers:
+                if answer.outcomes.cancelled():
+                    called_off.append(answer.lease.id)
+                    continue
                 result = self._outcomes(answer)
                 if isinstance(result, GroupFailure):
                     failed.append((answer.lease.id, result.reason, result.kind))
@@ -146,6 +151,8 @@ class RewardWorker(PullingWorker):
             self._queue.complete(completed)
         if failed:
             self._queue.fail(failed)
+        if called_off:
+            self._queue.release(called_off)
         self._keeper.drop([answer.lease for answer in answers])
 
     def _outcomes(self, answer: Answer) -> tuple[Outcome, ...] | GroupFailure:

@@ -9,7 +9,15 @@ from protos.trajectory import InfrastructureError, Scored, ScoredGroup
 from replay.lease_keeper import LeaseKeeper
 from rewards.in_flight import Answer, InFlight
 from rewards.worker import RewardWorker
-from tests.unit.test_reward_worker import GROUPS, LONG, SAMPLES, WAIT, FakeTask, queue
+from tests.unit.test_reward_worker import (
+    GROUPS,
+    LONG,
+    SAMPLES,
+    WAIT,
+    FakeTask,
+    queue,
+    sampled,
+)
 
 __all__ = ["queue"]
 
@@ -47,8 +55,8 @@ class Desk:
 class Running:
     """A worker in a thread of its own."""
 
-    def __init__(self, queue, reward, groups_per_lease=2):
-        self.keeper = LeaseKeeper(queue, LONG, LONG, on_stuck=pytest.fail)
+    def __init__(self, queue, reward, groups_per_lease=2, ttl=LONG):
+        self.keeper = LeaseKeeper(queue, ttl, LONG, on_stuck=pytest.fail)
         self.worker = RewardWorker(
             FakeTask(), reward, queue, self.keeper, "reward-0", groups_per_lease
         )
@@ -130,6 +138,32 @@ def test_groups_without_an_answer_go_back_untried_when_the_worker_stops(queue):
         for example in list(desk.open):
             desk.answer(example, 1.0)
         assert train(queue) == {ordinal: [1.0] * SAMPLES for ordinal in range(GROUPS)}
+
+
+def test_groups_whose_leases_are_lost_are_called_off(queue):
+    desk = Desk()
+    with Running(queue, desk, ttl=0.1) as worker:
+        desk.wait_for(GROUPS)
+        first = dict(desk.open)
+        desk.open.clear()
+        queue.restart(queue.frontier())  # as a learner does that was started again
+        paused = threading.Event()
+        while not all(answer.cancelled() for answer in first.values()):
+            paused.wait(0.02)
+        leases = again(queue)
+        desk.wait_for(GROUPS)  # the same groups, with leases that are held
+        for example in list(desk.open):
+            desk.answer(example, 1.0)
+        assert train(queue) == {lease.ordinal: [1.0] * SAMPLES for lease in leases}
+    assert worker.status.groups == GROUPS
+    assert worker.status.failed_groups == 0
+
+
+def again(queue):
+    """Samples the block anew."""
+    leases = queue.lease("to_sample", 1, None, "sampler")
+    queue.complete([(lease.id, sampled(lease).to_bytes()) for lease in leases])
+    return leases
 
 
 def test_failures_keep_their_kind(queue):

@@ -186,6 +186,26 @@ def test_a_deadline_ends_the_wait():
     assert "DEADLINE_EXCEEDED" in failure.reason
 
 
+def test_a_group_that_is_called_off_is_called_off_at_the_server():
+    held, ended = threading.Event(), threading.Event()
+
+    async def never(data: bytes) -> bytes:
+        held.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    with stub(never) as server:
+        away = RemoteReward(TASK, server.address, **QUICK)
+        answer = start(SubmittedSum([(away, 1.0), (SumReward(), 1.0)]), group(TASK))
+        assert held.wait(WAIT)
+        assert answer.cancel()
+        assert ended.wait(WAIT)
+        away.close()
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
