@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 
 from protos.edge import EdgeOptions, EdgeServer, Handler
-from protos.reward import ScoreRequest
+from protos.reward import SERVICE, Description, ScoreRequest
 from protos.trajectory import InfrastructureError, Scored
+from rewards.facts import task_facts
+from rewards.judge import group_failure, start
 from rewards.reward import Group
+from rewards.service import ComputedScorer, handlers
 from vision.tasks.task import Example
 
 WAIT = 60.0
@@ -119,3 +123,28 @@ class Server:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(WAIT)
         self.loop.close()
+
+
+TASK = StubTask()
+QUICK: Mapping[str, Any] = {"connect_seconds": 0.5, "deadline_seconds": WAIT}
+
+
+def serving(reward=None, task=TASK, options=None, deadline=WAIT, on_stuck=pytest.fail) -> Server:
+    reward = reward or SumReward()
+    return Server(lambda: handlers(task, ComputedScorer(task, reward, deadline, on_stuck)), options)
+
+
+def outcome_of(reward, one=None):
+    """The outcomes or the failure of a group, as a reward worker sees them."""
+    answer = start(reward, one or group(TASK))
+    error = answer.exception(WAIT)
+    return answer.result() if error is None else group_failure(error)
+
+
+def stub(score, task=TASK) -> Server:
+    """A server whose Score is what a test wants, from bytes to bytes."""
+
+    async def describe(_: bytes) -> bytes:
+        return Description("Stub", (), task_facts(task)).to_bytes()
+
+    return Server(lambda: {SERVICE: {"Describe": describe, "Score": score}})

@@ -1,0 +1,206 @@
+"""The reward server over real gRPC on loopback: whom and what it answers, and how it ends."""
+
+import random
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos import edge
+from protos.edge import EdgeError, EdgeOptions, read_token
+from protos.reward import SCORE, SERVICE, ScoreResponse
+from protos.trajectory import (
+    FailureKind,
+    Scored,
+    WireError,
+)
+from rewards import remote as remote_module
+from rewards.remote import RemoteReward, RemoteRewardError
+from tests.remote_rewards import (
+    QUICK,
+    TASK,
+    WAIT,
+    SumReward,
+    group,
+    outcome_of,
+    request,
+    serving,
+)
+
+
+def test_a_reward_that_exceeds_its_deadline_says_so_and_ends_the_server():
+    class Hanging(SumReward):
+        def score(self, examples, predictions):
+            released.wait(WAIT)
+            return super().score(examples, predictions)
+
+    released, stuck = threading.Event(), threading.Event()
+    with serving(Hanging(), deadline=0.1, on_stuck=stuck.set) as server:
+        away = RemoteReward(TASK, server.address, **QUICK)
+        failure = outcome_of(away)
+        assert stuck.wait(WAIT)
+        released.set()
+        away.close()
+    assert failure.kind is FailureKind.INFRASTRUCTURE
+    assert "exceeded its deadline of 0.1 s" in failure.reason
+
+
+def test_only_calls_with_the_token_are_answered(tmp_path: Path, monkeypatch, caplog):
+    caplog.set_level("DEBUG")
+    (tmp_path / "token").write_text("s3cret\n")
+    token = read_token(None, tmp_path / "token")
+    reward = SumReward()
+    with serving(reward, options=EdgeOptions(token=token)) as server:
+        for options in ({}, {"token_env": "WRONG"}):
+            monkeypatch.setenv("WRONG", "wrong")
+            with pytest.raises(RemoteRewardError, match=r"refuses the token.*UNAUTHENTICATED"):
+                RemoteReward(TASK, server.address, **QUICK, **options)
+        with (
+            grpc.insecure_channel(server.address) as channel,
+            pytest.raises(grpc.RpcError) as raised,
+        ):
+            channel.unary_unary(SCORE)(request().to_bytes(), timeout=WAIT)
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert reward.calls == 0
+        away = RemoteReward(TASK, server.address, token_file=str(tmp_path / "token"), **QUICK)
+        assert outcome_of(away) == outcome_of(reward)
+        away.close()
+        assert health_of(server.address) == health_pb2.HealthCheckResponse.SERVING
+    assert "s3cret" not in caplog.text
+    assert "s3cret" not in repr(EdgeOptions(token="s3cret"))
+
+
+def health_of(address: str, service: str = SERVICE) -> int:
+    with grpc.insecure_channel(address) as channel:
+        asked = health_pb2.HealthCheckRequest(service=service)
+        return health_pb2_grpc.HealthStub(channel).Check(asked, timeout=WAIT).status
+
+
+def test_a_token_is_named_once_and_is_one_line(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TOKEN", "one")
+    assert read_token("TOKEN", None) == "one"
+    assert read_token(None, None) is None
+    with pytest.raises(EdgeError, match="named twice"):
+        read_token("TOKEN", tmp_path / "token")
+    with pytest.raises(EdgeError, match="cannot be read"):
+        read_token(None, tmp_path / "token")
+    (tmp_path / "token").write_text("a\nb")
+    with pytest.raises(EdgeError, match="not one line"):
+        read_token(None, tmp_path / "token")
+
+
+def test_requests_that_do_not_fit_the_task_are_refused_and_cost_nothing():
+    good = request()
+    lies = {
+        "has no example '77'": replace(good, example_id="77"),
+        "has no example '../../etc/passwd'": replace(good, example_id="../../etc/passwd"),
+        "unknown split 'secret'": replace(good, split="secret"),
+        "this task's are [K, 3]": replace(
+            good, tokens=good.tokens[:, :2], logprobs=good.logprobs[:, :2]
+        ),
+        "vocabulary has 10": replace(good, tokens=good.tokens + 7),
+        "tokens are in -1 ..": replace(good, tokens=good.tokens - 1),
+        "logprobs hold NaN": replace(good, logprobs=good.logprobs * np.float32("nan")),
+        "K at most 1024": request(samples=1025),
+    }
+    reward = SumReward()
+    with serving(reward) as server, grpc.insecure_channel(server.address) as channel:
+        for reason, lie in lies.items():
+            with pytest.raises(grpc.RpcError) as raised:
+                channel.unary_unary(SCORE)(lie.to_bytes(), timeout=WAIT)
+            assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert reason in raised.value.details()
+        assert reward.calls == 0
+        channel.unary_unary(SCORE)(good.to_bytes(), timeout=WAIT)
+        assert reward.calls == 1
+
+
+def test_hostile_bytes_end_as_errors_and_the_server_answers_on():
+    random_ = random.Random(7)
+    good = request(samples=3).to_bytes()
+    reward = SumReward()
+    answered = 0
+    with serving(reward) as server, grpc.insecure_channel(server.address) as channel:
+        score = channel.unary_unary(SCORE)
+        for _ in range(500):
+            mutated = bytearray(good)
+            for _ in range(random_.randint(1, 6)):
+                mutated[random_.randrange(len(mutated))] = random_.randrange(256)
+            data = bytes(mutated[: random_.randint(0, len(mutated))])
+            data = random_.choice([data, bytes(mutated), random_.randbytes(40)])
+            answer = score.future(data, timeout=WAIT)
+            answered += answer.exception() is None
+            assert answer.code() in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT)
+        assert reward.calls == answered < 500
+        assert ScoreResponse.from_bytes(score(good, timeout=WAIT)).failure is None
+
+
+def test_messages_that_are_too_large_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr(edge, "MAX_MESSAGE_BYTES", 2000)
+    monkeypatch.setattr(remote_module, "MAX_MESSAGE_BYTES", 2000)
+    large = [Scored(1.0, {"iou": np.zeros(1000)})] * 2
+    with serving(SumReward({"1": large})) as server:
+        away = RemoteReward(TASK, server.address, **QUICK)
+        with pytest.raises(WireError, match="at most 2000 may travel: fewer samples"):
+            away.submit(group(TASK, 0, 200))
+        failure = outcome_of(away, group(TASK, 1))
+        away.close()
+    assert failure.kind is FailureKind.DATA
+    assert "RESOURCE_EXHAUSTED: the answer has" in failure.reason
+
+
+def test_a_port_is_not_shared_between_two_servers():
+    with serving() as server:
+        port = int(server.address.rpartition(":")[2])
+        with (
+            pytest.raises(EdgeError, match=f"cannot listen on 127.0.0.1:{port}"),
+            serving(options=EdgeOptions(port=port)),
+        ):
+            pass
+
+
+def test_tls_checks_the_server_against_the_given_certificates(tmp_path: Path):
+    certificate, key = self_signed(tmp_path)
+    with serving(options=EdgeOptions(certificate=certificate, key=key)) as server:
+        away = RemoteReward(TASK, server.address, ca_file=str(certificate), **QUICK)
+        assert outcome_of(away) == outcome_of(SumReward())
+        away.close()
+        for options in ({}, {"tls": True}):
+            with pytest.raises(RemoteRewardError, match="no reward answers"):
+                RemoteReward(TASK, server.address, **QUICK, **options)
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    import datetime
+    import ipaddress
+
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rewards")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    (directory / "cert.pem").write_bytes(certificate.public_bytes(encoding))
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (directory / "key.pem").write_bytes(key.private_bytes(encoding, *private))
+    return directory / "cert.pem", directory / "key.pem"
