@@ -100,7 +100,7 @@ def _read(path: Path) -> dict[str, list[str]]:
     except ValueError as error:
         raise CaptionFormatError(f"{path} is not JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        listed = {
+        listed: dict[str, list[str]] = {
             str(image["id"]): []
             for image in content.get("images", [])
             if isinstance(image, dict) and "id" in image

@@ -93,7 +93,8 @@ def test_the_encoder_learns_at_a_tenth_of_the_decoders_rate(name):
     params = init_params(tiny(), 0)
     optimizer = make_optimizer(config, 10_000, params)
     gradients = jax.tree.map(np.ones_like, params)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    state = optimizer.init(params)
+    updates, _ = jax.jit(optimizer.update)(gradients, state, params)
     steps = {path: np.abs(step).max() for path, step in flatten_dict(updates, sep="/").items()}
     decoder = [step for path, step in steps.items()
                if path.startswith(("decoder/", "pos_embedding_decoder"))]  # fmt: skip

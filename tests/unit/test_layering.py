@@ -92,6 +92,7 @@ def test_the_rules_have_no_cycle():
     "module",
     [
         "rewards.worker",
+        "rewards.captioning",
         "rewards.combine",
         "rewards.colorization",
         "rewards.detection",
@@ -100,8 +101,10 @@ def test_the_rules_have_no_cycle():
         "rewards.score",
         "rewards.panoptic",
         "rewards.score_panoptic",
+        "rewards.score_captioning",
         "rewards.score_colorization",
         "rewards.service",
+        "vision.tasks.captioning",
         "vision.tasks.colorization",
         "vision.tasks.detection",
         "vision.tasks.panoptic",
