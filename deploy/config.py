@@ -107,8 +107,8 @@ class RunConfig(BaseModel):
     """`initial` is of another task: its class tokens start anew and its position embeddings are
     resampled to this image size. Coordinate buckets and everything else must be the same."""
     initial_encoder: Path | None = None
-    """A `.npz` to start the encoder from, in pretraining: a ViT in big_vision's layout, or a model of
-    another task, such as a detector. `optimizer.multipliers` gives it a learning rate of its own."""
+    """A `.npz` to start the encoder from, in pretraining: a ViT in big_vision's layout, or another
+    task's model, as a detector. `optimizer.multipliers` gives it a learning rate of its own."""
     pretrain: PretrainConfig | None = None
     """Maximum likelihood."""
     stage_one: StageOneConfig | None = None

@@ -14,7 +14,7 @@ from deploy.run_directory import open_run_directory, write_atomically
 from learner.config import StageOneConfig
 from learner.progress import ProgressDisplay
 from learner.stop import StopRequest, TrainingInterrupted
-from vision.tasks.registry import KINDS, build_task
+from vision.tasks.registry import build_task, prepare_task
 from vision.tasks.task import Example, Task
 
 
@@ -122,8 +122,7 @@ def prepare_data(config: RunConfig) -> None:
                 displays[what] = stack.enter_context(display)
             displays[what].update(done)
 
-        task_class = KINDS[config.task.kind][1]
-        task_class.prepare(config.task, show)
+        prepare_task(config.task, show)
 
 
 def _starting_params(config: RunConfig, model: Any) -> Any | None:

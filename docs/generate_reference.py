@@ -73,7 +73,7 @@ def _kind(model: type[BaseModel]) -> str:
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
         for argument in typing.get_args(annotation):
             yield from _models(argument)
 

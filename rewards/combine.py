@@ -1,8 +1,5 @@
 """Rewards by import path, and weighted sums of rewards."""
 
-import difflib
-import importlib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,8 +17,10 @@ from protos.trajectory import (
     Scored,
 )
 from rewards.config import RewardsConfig
-from rewards.judge import RewardContractError, describe, judge, start, when_all
+from rewards.judge import RewardContractError, judge, start, when_all
 from rewards.reward import AnyReward, Group, Reward, is_submitted
+from vision.tasks.errors import describe
+from vision.tasks.import_path import ImportPathError, check_options, find_class
 from vision.tasks.task import Example, Task
 
 
@@ -31,31 +30,11 @@ class RewardLoadError(ValueError):
 
 def _find_class(path: str) -> Any:
     """The class of 'module:Class'; `RewardLoadError` where there is none."""
-    module_name, colon, class_name = path.partition(":")
-    if not (module_name and colon and class_name):
-        raise RewardLoadError(
-            f"reward path {path!r} is not of the form 'module:Class', such as "
-            "'rewards.detection:MeanAveragePrecisionReward'"
-        )
+    example = "rewards.detection:MeanAveragePrecisionReward"
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise RewardLoadError(
-            f"reward {path!r}: cannot import {module_name!r}: {describe(error)}. It must be "
-            "importable where the run is started: a file beside it, or an installed package"
-        ) from error
-    reward_class = getattr(module, class_name, None)
-    if reward_class is None:
-        rewards = [name for name, value in vars(module).items() if hasattr(value, "score")]
-        raise RewardLoadError(
-            f"reward {path!r}: {module_name!r} has no {class_name!r}."
-            + _nearest(class_name, [name for name in rewards if not name.startswith("_")])
-        )
-    if not callable(reward_class):
-        raise RewardLoadError(
-            f"reward {path!r}: {class_name!r} is a {type(reward_class).__name__}, not a class"
-        )
-    return reward_class
+        return find_class("reward", path, "score", example)
+    except ImportPathError as error:
+        raise RewardLoadError(str(error)) from error
 
 
 def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> AnyReward:
@@ -66,9 +45,11 @@ def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> AnyReward:
         it does not take the options.
     """
     reward_class = _find_class(path)
-    _check_options(path, reward_class, task, options)
     try:
+        check_options("reward", path, reward_class, options, task)
         reward = reward_class(task, **options)
+    except ImportPathError as error:
+        raise RewardLoadError(str(error)) from error
     except Exception as error:
         raise RewardLoadError(
             f"reward {path!r} with options {dict(options)}: {describe(error)}"
@@ -84,27 +65,6 @@ def load_reward(path: str, task: Task, options: Mapping[str, Any]) -> AnyReward:
             "the outcomes: `provides = ()` when there are none"
         )
     return cast(AnyReward, reward)
-
-
-def _check_options(path: str, reward_class: Any, task: Task, options: Mapping[str, Any]) -> None:
-    try:
-        signature = inspect.signature(reward_class)
-    except (TypeError, ValueError):  # some built-in callables have none: calling them will tell
-        return
-    try:
-        signature.bind(task, **options)
-    except TypeError as error:
-        accepted = list(signature.parameters)[1:]
-        unknown = next((name for name in options if name not in accepted), None)
-        raise RewardLoadError(
-            f"reward {path!r} does not take the options {dict(options)}: {error}."
-            + (_nearest(unknown, accepted) if unknown else f" It takes {accepted}")
-        ) from error
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f" Did you mean {close[0]!r}?" if close else "") + f" There are {sorted(known)}"
 
 
 class _Terms:

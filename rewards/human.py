@@ -22,8 +22,8 @@ import numpy as np
 from protos.reward import Description, ScoreRequest, ScoreResponse
 from protos.trajectory import Abstained, Failed, FailureKind, Outcome, Scored
 from rewards.facts import task_facts
-from rewards.judge import describe
 from rewards.reward import Group
+from vision.tasks.errors import describe
 from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)

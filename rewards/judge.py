@@ -5,7 +5,6 @@ Invariant: what comes back is either one finite `Scored`, `Abstained` or `Failed
 """
 
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ from protos.trajectory import (
     Scored,
 )
 from rewards.reward import AnyReward, Group, Reward, is_submitted
+from vision.tasks.errors import describe, shorten
 from vision.tasks.task import Example
 
-# A reason travels with its group and stands in the logs; a whole array's repr should not.
-_MAX_REASON = 500
 # The learner computes in float32.
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -158,24 +156,13 @@ def checked(reward: AnyReward, outcomes: object, count: int) -> tuple[Outcome, .
     return tuple(_checked(reward, index, outcome) for index, outcome in enumerate(outcomes))
 
 
-def describe(error: BaseException) -> str:
-    """The error's type, message and innermost place, short enough to travel."""
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" ({place[0].filename}:{place[0].lineno})" if place else ""
-    return _short(f"{type(error).__name__}: {error}") + where
-
-
-def _short(reason: str) -> str:
-    return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
-
-
 def _checked(reward: AnyReward, index: int, outcome: object) -> Outcome:
     name = type(reward).__name__
     if isinstance(outcome, Abstained | Failed):
         return outcome
     if not isinstance(outcome, Scored):
         raise RewardContractError(
-            f"{name}.score returned {_short(repr(outcome))} for sample {index}; expected Scored, "
+            f"{name}.score returned {shorten(repr(outcome))} for sample {index}; expected Scored, "
             "Abstained or Failed"
         )
     value = outcome.reward
@@ -183,7 +170,7 @@ def _checked(reward: AnyReward, index: int, outcome: object) -> Outcome:
     if not isinstance(value, Real):
         if not (hasattr(value, "item") and getattr(value, "shape", None) == ()):
             raise RewardContractError(
-                f"{name}.score gave sample {index} the reward {_short(repr(value))}; expected a "
+                f"{name}.score gave sample {index} the reward {shorten(repr(value))}; expected a "
                 "number"
             )
         value = value.item()
