@@ -16,6 +16,8 @@ from protos.trajectory import Scored
 from rewards.combine import RewardLoadError, load_reward
 from rewards.judge import judge_group
 from vision.tasks.boxes import Boxes, Detections
+from vision.tasks.import_path import ImportPathError
+from vision.tasks.registry import build_task
 from vision.tasks.task import Example
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,7 +31,8 @@ def beside_the_example(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     importlib.invalidate_caches()
     yield
-    sys.modules.pop("count_reward", None)
+    for module in ("count_reward", "number_task"):
+        sys.modules.pop(module, None)
 
 
 def example(objects: int, crowds: int = 0) -> Example:
@@ -87,6 +90,50 @@ def test_the_example_of_own_data_resolves():
     assert config.rewards is not None
 
 
+def test_the_example_task_writes_and_reads_its_examples(beside_the_example):
+    config = read_config(EXAMPLES / "own_task.yaml", ["task.options.train=8"], RunConfig)
+    task = build_task(config.task)
+    assert len(task.example_ids("train")) == 8
+    allowed = task.allowed_tokens()
+    for example_id in task.example_ids("train"):
+        example = task.load("train", example_id, None)
+        assert example.image.shape == (*task.image_size, 3)
+        tokens = task.target_tokens(example, seed=0)
+        said = tokens > 0
+        assert allowed[said, tokens[said]].all()
+        assert task.decode(example, tokens[None], np.zeros((1, 4), np.float32)) == [example.target]
+
+
+def test_the_example_tasks_reward_is_the_share_of_right_digits(beside_the_example):
+    config = read_config(EXAMPLES / "own_task_tune.yaml", [], RunConfig)
+    task = build_task(config.task)
+    reward = load_reward(config.rewards.terms[0].path, task, {})
+    number = Example("train/0", np.zeros((*task.image_size, 3), np.float32), "123")
+    outcomes = judge_group(reward, number, ["123", "923", "1", "1234", "12"])
+    assert [outcome.reward for outcome in outcomes] == [1, 2 / 3, 1 / 3, 3 / 4, 2 / 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("number_task:NumberTusk", {}, "Did you mean 'NumberTask'"),
+        ("no_such_module:Task", {}, "cannot import 'no_such_module'"),
+        ("number_task:NumberTask", {"trian": 3}, "Did you mean 'train'"),
+        (
+            "number_task:DigitsReward",
+            {"task": None},
+            "DigitsReward has no allowed_tokens, ",
+        ),
+        ("number_task:SIDE", {}, "'SIDE' is a int, not a class"),
+    ],
+)
+def test_a_task_that_cannot_be_had_says_what_would_be_right(
+    beside_the_example, kind, options, message
+):
+    with pytest.raises(ImportPathError, match=message):
+        build_task({"kind": kind, "options": options})
+
+
 @pytest.mark.parametrize("example", ["remote_reward.yaml", "human_reward.yaml"])
 def test_the_examples_of_remote_rewards_name_options_that_there_are(example):
     config = read_config(EXAMPLES / example, [], RunConfig)
@@ -102,6 +149,9 @@ def test_the_examples_of_remote_rewards_name_options_that_there_are(example):
         ("docs/own_reward.md", "count_reward.py"),
         ("docs/own_reward.md", "own_reward.yaml"),
         ("docs/own_dataset.md", "own_dataset.yaml"),
+        ("docs/own_task.md", "number_task.py"),
+        ("docs/own_task.md", "own_task.yaml"),
+        ("docs/own_task.md", "own_task_tune.yaml"),
         ("docs/remote_rewards.md", "remote_reward.yaml"),
         ("docs/remote_rewards.md", "human_reward.yaml"),
     ],
