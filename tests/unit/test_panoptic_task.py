@@ -73,6 +73,42 @@ def test_a_target_is_at_the_models_size_and_at_its_own(tmp_path, golden):
         assert (example.target.segments.semantics()[:16] == 3).all()
 
 
+def test_training_examples_are_augmented_by_their_seed_alone(tmp_path, golden):
+    """The image's own colours tell where its pixels went: none of the segments stays behind."""
+    task = coco(tmp_path, golden)
+    plain = examples_of(task)[0]
+    changed = coco(tmp_path, golden, augment={"scale": [0.4, 3.0], "flip": 0.5})
+    seen = set()
+    for seed in range(12):
+        first, second = (changed.load("train", "0", seed) for _ in range(2))
+        np.testing.assert_array_equal(first.image, second.image)
+        segments = first.target.segments
+        np.testing.assert_array_equal(segments.ids, second.target.segments.ids)
+        assert first.target.own_size is segments
+        assert segments.size == (32, 32)
+        # The image is of one colour, and what surrounds it is gray, which the model sees as zero.
+        around = np.abs(first.image).max(-1) < 0.01
+        assert not segments.semantics()[around].any()
+        np.testing.assert_array_equal(task.load("train", "0", seed).image, plain.image)
+        planes = changed.stage_one_inputs(first)
+        assert planes["instances"].max() == (segments.labels[~segments.crowd] > 0).sum()
+        figures = changed.evaluate([first], [segments])
+        assert figures["PQ"] == 1
+        seen.add(segments.ids.tobytes())
+    assert len(seen) > 8
+
+
+def test_evaluation_is_not_augmented(tmp_path, golden):
+    changed = coco(tmp_path, golden, augment={"scale": [0.4, 3.0], "flip": 1.0})
+    plain = examples_of(coco(tmp_path, golden))
+    for ours, expected in zip(examples_of(changed), plain, strict=True):
+        np.testing.assert_array_equal(ours.image, expected.image)
+        for name in ("segments", "own_size"):
+            np.testing.assert_array_equal(
+                getattr(ours.target, name).ids, getattr(expected.target, name).ids
+            )
+
+
 def test_metrics_of_the_truth_are_1_at_the_images_own_sizes(tmp_path, golden):
     task = coco(tmp_path, golden)
     examples = examples_of(task)
@@ -236,6 +272,7 @@ def test_an_unmatched_prediction_costs_the_penalty(scenes):
         ({"data": {"kind": "coco"}}, "data"),
         ({"data": {"kind": "coco_panoptic"}}, "train"),
         ({"bins": 5}, "bins"),
+        ({"augment": {"scale": [1, 2]}}, r"augment\.flip must be 0 for scenes"),
     ],
 )
 def test_a_config_that_cannot_be_names_the_key(options, named):

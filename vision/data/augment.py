@@ -1,9 +1,10 @@
-"""Augmentation of an image with boxes, as a pure function of a seed.
+"""Augmentation of an image with boxes or segments, as a pure function of a seed.
 
 Sampler, reward worker and learner each load the example by themselves: the same seed has to give
-each of them the same pixels and the same boxes.
+each of them the same pixels, the same boxes and the same segments.
 """
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vision.data.images import resize_rgb
+from vision.data.segments import SegmentMap
 
 _GRAY = 128  # what lies around a shrunken image: the model's zero
 
@@ -34,7 +36,8 @@ class AugmentOptions(BaseModel):
     saturation: Strength = 0.0
     """Greatest relative change of the distance from each pixel's gray."""
     least_visible: float = Field(default=0.25, ge=0, le=1)
-    """A box stays when at least this share of its area is still in the frame."""
+    """A box stays when at least this share of its area is still in the frame. (A segment stays
+    with whatever is left of it.)"""
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> "AugmentOptions":
@@ -59,6 +62,110 @@ def augment(
       image [height, width, 3] uint8, all boxes [N, 4] float64 as fractions of it, cut to the
       frame, and [N] bool: those that stay.
     """
+    frame = _draw(size, options, seed)
+    moved = frame.boxes(boxes)
+    cut = np.clip(moved, 0, 1)
+    whole, seen = _area(moved), _area(cut)
+    kept = (seen > 0) & (seen >= options.least_visible * whole)
+    return frame.image(image), cut, kept
+
+
+def augment_segments(
+    image: np.ndarray,
+    segments: SegmentMap,
+    size: tuple[int, int],
+    options: AugmentOptions,
+    seed: int,
+) -> tuple[np.ndarray, SegmentMap]:
+    """The same for segments: each pixel takes the segment that its centre falls in.
+
+    Args:
+      image: [h, w, 3] uint8 of any size.
+      segments: at the image's size.
+      size, seed: see `augment`, which does the same to the image.
+
+    Returns:
+      image [height, width, 3] uint8, and its segments, without those that have left the frame.
+      Row 0 is void, as is what surrounds a shrunken image.
+    """
+    frame = _draw(size, options, seed)
+    ids = frame.ids(segments.ids + 1, outside=0)
+    shown, rows = np.unique(ids, return_inverse=True)
+    if shown[0] == 0:
+        shown = shown[1:]
+    else:
+        rows = rows + 1
+    labels = np.concatenate([np.zeros(1, segments.labels.dtype), segments.labels[shown - 1]])
+    crowd = np.concatenate([np.zeros(1, bool), segments.crowd[shown - 1]])
+    return frame.image(image), SegmentMap(rows.reshape(size).astype(np.int32), labels, crowd)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Which part of an image is seen, where, and in which colours.
+
+    Attributes:
+      size: (height, width) in pixels.
+      extent: [2] float64, height and width of the whole image in the frame's pixels.
+      start: [2] float64, y and x of its top left corner there; negative where it is cut.
+      mirrored: left and right change places, after all that.
+      factors: [3] float64 of brightness, contrast and saturation.
+    """
+
+    size: tuple[int, int]
+    extent: np.ndarray
+    start: np.ndarray
+    mirrored: bool
+    factors: np.ndarray
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """[h, w, 3] uint8 to [height, width, 3] uint8."""
+        pixels = self._magnified(image) if (self.extent >= self.size).all() else self._set_in(image)
+        return _recolour(
+            np.ascontiguousarray(pixels[:, ::-1] if self.mirrored else pixels), self.factors
+        )
+
+    def _magnified(self, image: np.ndarray) -> np.ndarray:
+        height, width = self.size
+        whole = np.array(image.shape[:2])
+        first = -self.start * whole / self.extent
+        last = np.minimum((self.size - self.start) * whole / self.extent, whole)
+        window = (first[1], first[0], last[1], last[0])
+        resized = Image.fromarray(image).resize(
+            (width, height), Image.Resampling.BILINEAR, box=window
+        )
+        return np.array(resized)
+
+    def _set_in(self, image: np.ndarray) -> np.ndarray:
+        (height, width), (top, left) = self.extent.astype(int), self.start.astype(int)
+        pixels = np.full((*self.size, 3), _GRAY, np.uint8)
+        pixels[top : top + height, left : left + width] = resize_rgb(image, height, width)
+        return pixels
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """[N, 4] fractions of the image to fractions of the frame, which they may leave."""
+        size = np.array(self.size)
+        moved = boxes * np.tile(self.extent / size, 2) + np.tile(self.start / size, 2)
+        if self.mirrored:
+            moved = np.stack([moved[:, 0], 1 - moved[:, 3], moved[:, 2], 1 - moved[:, 1]], 1)
+        return moved
+
+    def ids(self, ids: np.ndarray, outside: int) -> np.ndarray:
+        """[h, w] to [height, width]; `outside` where there is no image."""
+        (rows, inside_y), (columns, inside_x) = (
+            self._nearest(axis, length) for axis, length in enumerate(ids.shape)
+        )
+        seen = np.where(inside_y[:, None] & inside_x, ids[rows[:, None], columns], outside)
+        return seen[:, ::-1] if self.mirrored else seen
+
+    def _nearest(self, axis: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the image's `length` pixels holds each pixel's centre, and whether one does."""
+        centres = np.arange(self.size[axis]) + 0.5 - self.start[axis]
+        nearest = np.floor(centres * length / self.extent[axis]).astype(int)
+        return np.clip(nearest, 0, length - 1), (centres > 0) & (centres < self.extent[axis])
+
+
+def _draw(size: tuple[int, int], options: AugmentOptions, seed: int) -> _Frame:
     random = np.random.default_rng(seed)
     # Drawn always and in this order, so that one option's value does not change another's draw.
     scale = float(np.exp(random.uniform(*np.log(options.scale))))
@@ -67,42 +174,11 @@ def augment(
     strengths = (options.brightness, options.contrast, options.saturation)
     factors = 1 + np.array(strengths) * random.uniform(-1, 1, 3)
 
-    scales, offsets, framed = _frame(image, size, scale, place)
-    moved = boxes * np.tile(scales, 2) + np.tile(offsets, 2)
-    if mirrored:
-        framed = framed[:, ::-1]
-        moved = np.stack([moved[:, 0], 1 - moved[:, 3], moved[:, 2], 1 - moved[:, 1]], 1)
-    cut = np.clip(moved, 0, 1)
-    whole, seen = _area(moved), _area(cut)
-    kept = (seen > 0) & (seen >= options.least_visible * whole)
-    return _recolour(np.ascontiguousarray(framed), factors), cut, kept
-
-
-def _frame(
-    image: np.ndarray, size: tuple[int, int], scale: float, place: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The frame's pixels, and how fractions of the image become fractions of the frame.
-
-    Returns:
-      scales [2] and offsets [2] of y and x: frame = image * scale + offset; pixels uint8.
-    """
-    height, width = size
-    if scale >= 1:
-        h, w = image.shape[:2]
-        top, left = place * (1 - 1 / scale)  # fractions of the image
-        window = (left * w, top * h, (left + 1 / scale) * w, (top + 1 / scale) * h)
-        window = (window[0], window[1], min(window[2], w), min(window[3], h))
-        pixels = Image.fromarray(image).resize(
-            (width, height), Image.Resampling.BILINEAR, box=window
-        )
-        return np.full(2, scale), np.array([-top, -left]) * scale, np.array(pixels)
-    # Whole pixels, and the boxes go by what was really drawn.
-    inner = np.maximum(1, np.rint(np.array(size) * scale)).astype(int)
-    start = np.rint(place * (np.array(size) - inner)).astype(int)
-    pixels_in = resize_rgb(image, int(inner[0]), int(inner[1]))
-    frame = np.full((height, width, 3), _GRAY, np.uint8)
-    frame[start[0] : start[0] + inner[0], start[1] : start[1] + inner[1]] = pixels_in
-    return inner / np.array(size), start / np.array(size), frame
+    extent = np.array(size) * scale
+    if scale < 1:  # whole pixels, and boxes and segments go by what is really drawn
+        extent = np.maximum(1, np.rint(extent))
+    start = place * (np.array(size) - extent)
+    return _Frame(size, extent, np.rint(start) if scale < 1 else start, mirrored, factors)
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

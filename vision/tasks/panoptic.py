@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vision.data.augment import AugmentOptions, augment_segments
 from vision.data.config import PanopticDataOptions, PanopticScenesOptions
 from vision.data.images import resize_rgb, to_model
 from vision.data.panoptic import PanopticSource, open_source, prepare
@@ -37,12 +38,20 @@ class PanopticConfig(BaseModel):
     """Where images and segments come from: `kind: panoptic_scenes` or `kind: coco_panoptic`."""
     image_size: tuple[int, int] = (48, 48)
     """Height and width that the model sees; image and segments are stretched to it."""
+    augment: AugmentOptions | None = None
+    """How training images are changed, their segments with them; none by default."""
     stage_one: StageOneSettings = StageOneSettings()
     """The autoencoder of segment maps whose code words are the tokens."""
     instances: int = Field(default=12, ge=2, le=4096)
     """Numbers that stage I has for segments, 0 for void included (the paper: 100)."""
     min_fraction: float = Field(default=0.0, ge=0, le=1)
     """Predicted segments with less than this share of the pixels become void."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PanopticConfig":
+        if self.augment and self.augment.flip and isinstance(self.data, PanopticScenesOptions):
+            raise ValueError("augment.flip must be 0 for scenes: a mirrored digit is no digit")
+        return self
 
 
 class PanopticTask:
@@ -94,10 +103,18 @@ class PanopticTask:
         return self.source(split).example_ids
 
     def load(self, split: str, example_id: str, augmentation_seed: int | None) -> Example:
-        """See `Task`; nothing is augmented yet, whatever the seed."""
+        """See `Task`; an augmented image has no size of its own but the model's."""
         sample = self.source(split).load(example_id)
-        target = PanopticTarget(sample.segments.resized(*self.image_size), sample.segments)
-        return Example(example_id, to_model(resize_rgb(sample.image, *self.image_size)), target)
+        options = self.config.augment
+        if augmentation_seed is None or options is None:
+            image = resize_rgb(sample.image, *self.image_size)
+            target = PanopticTarget(sample.segments.resized(*self.image_size), sample.segments)
+        else:
+            image, segments = augment_segments(
+                sample.image, sample.segments, self.image_size, options, augmentation_seed
+            )
+            target = PanopticTarget(segments, segments)
+        return Example(example_id, to_model(image), target)
 
     def allowed_tokens(self) -> np.ndarray:
         """See `Task`: every code anywhere, padding nowhere."""

@@ -13,7 +13,8 @@ class PanopticTarget:
 
     Attributes:
       segments: at the model's size; row 0 is void.
-      own_size: as annotated, at the image's own size, where the metric is computed.
+      own_size: as annotated, at the image's own size, where the metric is computed; of an
+        augmented image the same as `segments`.
     """
 
     segments: SegmentMap
