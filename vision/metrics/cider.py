@@ -17,21 +17,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_N = 4
-SIGMA = 6.0
+from vision.metrics.cider_kernels import (
+    EMPTY,
+    LOAD,
+    MAX_N,
+    UNKNOWN,
+    count_documents,
+    count_references,
+    insert_all,
+    move,
+    score_candidates,
+)
+
 # Stands for the end of the sentence where it counts as a word: no word between spaces is empty.
 END_WORD = ""
 
-_ROOT = 0
-_UNKNOWN = -1
-_EMPTY = np.int64(-1)
-# The largest share of the table that is filled.
-_LOAD = 0.5
-# Captions counted at once: bounds what the table must have room for.
+# Images counted at once: bounds the memory of their n-grams.
 _BATCH = 4096
 
 
@@ -77,7 +81,7 @@ class Cider:
     def __init__(self, corpus: Sequence[Sequence[str]], end: bool = False) -> None:
         self._end = end
         self._words: dict[str, int] = {}
-        self._table = np.full((1024, 2), _EMPTY)  # key and node: the two are read together
+        self._table = np.full((1024, 2), EMPTY)  # key and node: the two are read together
         self._size = 1  # with the root
         if not corpus:
             raise ValueError("CIDEr needs the references of at least one image")
@@ -90,7 +94,7 @@ class Cider:
             frequencies = np.concatenate(
                 [frequencies, np.zeros(self._size - len(frequencies), np.int32)]
             )
-            _count_documents(grams, starts, images, frequencies)
+            count_documents(grams, starts, images, frequencies)
         self._unknown_idf = float(np.log(self.images))
         self._idf = self._unknown_idf - np.log(np.maximum(frequencies, 1).astype(np.float64))
 
@@ -110,7 +114,7 @@ class Cider:
             raise ValueError("a reference has more than 65,535 words")
         images = np.zeros(len(references) + 1, np.int64)
         np.cumsum([len(captions) for captions in references], out=images[1:])
-        cooked = _cook(grams, starts, images, self._idf, self._unknown_idf)
+        cooked = count_references(grams, starts, images, self._idf, self._unknown_idf)
         return CookedReferences(images, *cooked)
 
     def score(
@@ -137,7 +141,7 @@ class Cider:
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(cooked):
             raise ValueError(f"images {rows.min()} .. {rows.max()} of {len(cooked)} cooked ones")
         words, starts = self._numbered(candidates, learn=False, ended=ended)
-        scores: NDArray[np.float64] = _score(
+        scores: NDArray[np.float64] = score_candidates(
             words,
             starts,
             rows,
@@ -170,26 +174,24 @@ class Cider:
                     words.append(END_WORD)
         starts = np.zeros(len(captions) + 1, np.int64)
         np.cumsum(list(map(len, split)), out=starts[1:])
-        found = map(known.get, chain.from_iterable(split), repeat(_UNKNOWN))
+        found = map(known.get, chain.from_iterable(split), repeat(UNKNOWN))
         numbers = np.fromiter(found, np.int32, int(starts[-1]))
-        if (numbers == _UNKNOWN).any():
+        if (numbers == UNKNOWN).any():
             for place, word in enumerate(chain.from_iterable(split)):
-                if numbers[place] == _UNKNOWN:
+                if numbers[place] == UNKNOWN:
                     past = len(known) + (0 if learn else len(fresh))
                     numbers[place] = fresh.setdefault(word, past)
         return numbers, starts
 
     def _insert(self, words: NDArray[np.int32], starts: NDArray[np.int64]) -> NDArray[np.int32]:
         """[MAX_N, W] nodes of the n-grams that start at each word; -1 where the caption ends."""
-        grams = np.full((MAX_N, len(words)), _UNKNOWN, np.int32)
+        grams = np.full((MAX_N, len(words)), UNKNOWN, np.int32)
         caption = 0
         while caption < len(starts) - 1:
-            self._size, caption = _insert_all(
-                words, starts, caption, self._table, self._size, grams
-            )
+            self._size, caption = insert_all(words, starts, caption, self._table, self._size, grams)
             if caption < len(starts) - 1:  # the table is full
                 longest = int(np.diff(starts).max())
-                room = int((self._size + MAX_N * longest) / _LOAD) + 1
+                room = int((self._size + MAX_N * longest) / LOAD) + 1
                 self._table = _grown(self._table, room)
         return grams
 
@@ -217,202 +219,6 @@ def _flat(references: Sequence[Sequence[str]], first: int) -> tuple[list[str], N
 
 def _grown(table: NDArray[np.int64], needed: int) -> NDArray[np.int64]:
     """The table with room for `needed` entries, a power of two."""
-    larger = np.full((1 << (needed - 1).bit_length(), 2), _EMPTY)
-    _move(table, larger)
+    larger = np.full((1 << (needed - 1).bit_length(), 2), EMPTY)
+    move(table, larger)
     return larger
-
-
-@numba.njit(cache=True, inline="always")
-def _place(table, key):  # type: ignore[no-untyped-def]
-    """Where a key is, or would be: multiplicative hashing, linear probing."""
-    mask = len(table) - 1
-    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    place = np.int64(mixed >> np.uint64(20)) & mask
-    while table[place, 0] != key and table[place, 0] != -1:
-        place = (place + 1) & mask
-    return place
-
-
-@numba.njit(cache=True, inline="always")
-def _slot(grams, first, last, gram):  # type: ignore[no-untyped-def]
-    """The slot of an n-gram among grams[first:last], or the empty one that would be its."""
-    mask = last - first - 1
-    mixed = np.uint64(gram) * np.uint64(0x9E3779B97F4A7C15)
-    slot = np.int64(mixed >> np.uint64(40)) & mask
-    while grams[first + slot] != gram and grams[first + slot] != _UNKNOWN:
-        slot = (slot + 1) & mask
-    return slot
-
-
-@numba.njit(cache=True)
-def _move(table, larger):  # type: ignore[no-untyped-def]
-    for entry in table:
-        if entry[0] != -1:
-            place = _place(larger, entry[0])
-            larger[place, 0] = entry[0]
-            larger[place, 1] = entry[1]
-
-
-@numba.njit(cache=True)
-def _insert_all(words, starts, caption, table, size, grams):  # type: ignore[no-untyped-def]
-    """Fills `grams` with nodes, made where there were none, from a caption on.
-
-    Returns the number of nodes, and the first caption that the table has no room for.
-    """
-    while caption < len(starts) - 1:
-        end = starts[caption + 1]
-        if size + MAX_N * (end - starts[caption]) > _LOAD * len(table):
-            break
-        for start in range(starts[caption], end):
-            node = np.int64(_ROOT)
-            for n in range(min(MAX_N, end - start)):
-                key = (node << 32) | np.int64(words[start + n])
-                place = _place(table, key)
-                if table[place, 0] == -1:
-                    table[place, 0] = key
-                    table[place, 1] = size
-                    size += 1
-                node = table[place, 1]
-                grams[n, start] = node
-        caption += 1
-    return size, caption
-
-
-@numba.njit(cache=True)
-def _count_documents(grams, starts, images, frequencies):  # type: ignore[no-untyped-def]
-    """Adds 1 for each image that an n-gram occurs in; an image's captions stand together."""
-    last = np.full(len(frequencies), -1, np.int32)
-    for caption in range(len(images)):
-        for start in range(starts[caption], starts[caption + 1]):
-            for n in range(MAX_N):
-                gram = grams[n, start]
-                if gram >= 0 and last[gram] != images[caption]:
-                    last[gram] = images[caption]
-                    frequencies[gram] += 1
-
-
-@numba.njit(cache=True)
-def _cook(grams, starts, images, idf, unknown_idf):  # type: ignore[no-untyped-def]
-    """Slots, n-grams, counts, norms and lengths as `CookedReferences` has them."""
-    n_images, n_captions = len(images) - 1, len(starts) - 1
-    slots = np.zeros(n_images + 1, np.int64)
-    first_count = np.zeros(n_images + 1, np.int64)
-    for image in range(n_images):
-        some = MAX_N * (starts[images[image + 1]] - starts[images[image]])
-        size = 1
-        while size <= some:
-            size *= 2
-        slots[image + 1] = slots[image] + size
-        captions = images[image + 1] - images[image]
-        first_count[image + 1] = first_count[image] + size * captions
-    all_grams = np.full(slots[n_images], np.int32(_UNKNOWN))
-    order = np.zeros(slots[n_images], np.int8)  # n - 1 of each n-gram
-    counts = np.zeros(first_count[n_images], np.uint16)
-    norms = np.zeros((n_captions, MAX_N))
-    lengths = np.zeros(n_captions, np.int32)
-    for image in range(n_images):
-        first, last = slots[image], slots[image + 1]
-        captions = images[image + 1] - images[image]
-        base = first_count[image]
-        for column in range(captions):
-            caption = images[image] + column
-            lengths[caption] = max(0, starts[caption + 1] - starts[caption] - 1)
-            for start in range(starts[caption], starts[caption + 1]):
-                for n in range(MAX_N):
-                    if grams[n, start] >= 0:
-                        slot = _slot(all_grams, first, last, grams[n, start])
-                        all_grams[first + slot] = grams[n, start]
-                        order[first + slot] = n
-                        counts[base + slot * captions + column] += 1
-            for slot in range(last - first):
-                gram = all_grams[first + slot]
-                if gram >= 0:
-                    weight = idf[gram] if gram < len(idf) else unknown_idf
-                    weight *= counts[base + slot * captions + column]
-                    norms[caption, order[first + slot]] += weight * weight
-            for n in range(MAX_N):
-                norms[caption, n] = np.sqrt(norms[caption, n])
-    return slots, all_grams, first_count, counts, norms, lengths
-
-
-@numba.njit(cache=True)
-def _score(  # type: ignore[no-untyped-def]
-    words,
-    starts,
-    rows,
-    table,
-    idf,
-    unknown_idf,
-    images,
-    slots,
-    all_grams,
-    first_count,
-    all_counts,
-    norms,
-    lengths,
-):
-    """[candidates] float64; an n-gram counts at its first place, which keeps sums exact."""
-    scores = np.zeros(len(rows))
-    longest, most = 0, 0
-    for candidate in range(len(rows)):
-        longest = max(longest, starts[candidate + 1] - starts[candidate])
-        most = max(most, images[rows[candidate] + 1] - images[rows[candidate]])
-    matched, penalties = np.zeros(most), np.zeros(most)
-    same_as = np.zeros((2, longest), np.int32)  # first place with an equal n-gram, n - 1 and n
-    found = np.zeros(longest, np.int64)  # node of the n-gram at each place
-    times = np.zeros(longest, np.int32)
-    for candidate in range(len(rows)):
-        begin, length = starts[candidate], starts[candidate + 1] - starts[candidate]
-        image = rows[candidate]
-        first_reference = images[image]
-        captions = images[image + 1] - first_reference
-        first, last, base = slots[image], slots[image + 1], first_count[image]
-        for column in range(captions):
-            difference = float(max(0, length - 1) - lengths[first_reference + column])
-            penalties[column] = np.exp(-(difference**2) / (2 * SIGMA**2))
-        total = 0.0
-        found[:length] = _ROOT
-        same_as[0, :length] = 0
-        for n in range(min(MAX_N, length)):
-            before, now = same_as[n % 2], same_as[(n + 1) % 2]
-            squares = 0.0
-            matched[:] = 0.0
-            places = length - n
-            times[:places] = 0
-            for place in range(places):
-                word = words[begin + place + n]
-                now[place] = place
-                for other in range(place):
-                    if (
-                        now[other] == other
-                        and before[other] == before[place]
-                        and words[begin + other + n] == word
-                    ):
-                        now[place] = other
-                        break
-                times[now[place]] += 1
-                if found[place] >= 0:
-                    # An empty place holds node -1, too: an unknown n-gram.
-                    found[place] = table[_place(table, (found[place] << 32) | np.int64(word)), 1]
-            for place in range(places):
-                if now[place] != place:
-                    continue
-                gram = found[place]
-                weight_of_one = idf[gram] if 0 <= gram < len(idf) else unknown_idf
-                weight = times[place] * weight_of_one
-                squares += weight * weight
-                if gram < 0:
-                    continue
-                slot = _slot(all_grams, first, last, gram)
-                if all_grams[first + slot] != gram:
-                    continue
-                for column in range(captions):
-                    theirs = all_counts[base + slot * captions + column] * weight_of_one
-                    matched[column] += min(weight, theirs) * theirs
-            norm = np.sqrt(squares)
-            for column in range(captions):
-                their_norm = norms[first_reference + column, n]
-                if norm != 0 and their_norm != 0:
-                    total += matched[column] / (norm * their_norm) * penalties[column]
-        scores[candidate] = 10.0 * total / MAX_N / captions
-    return scores
