@@ -24,7 +24,7 @@ pretrain: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,uvim,wordpiece,quickstart,remote,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,uvim,wordpiece,quickstart,redis,remote,dev]'
 	touch $@
 
 clean:

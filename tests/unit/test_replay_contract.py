@@ -5,6 +5,7 @@ that must expire has a ttl of a fraction of a second, and what follows waits for
 """
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from protos.trajectory import FailureKind, Ticket
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
 from replay.queue import Completion, Frontier, QueueClosed, ReplayQueue, Stage
+from replay.redis_queue import RedisReplayQueue
 from replay.tickets import TicketSource
+from tests.redis_server import MISSING, redis_server
 
 SHORT = 0.05
 LONG = 20.0
@@ -47,7 +50,30 @@ def memory() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
     loop.close()
 
 
-BACKENDS = {"memory": memory}
+@contextmanager
+def on_redis() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
+    numbers = itertools.count()
+    with redis_server() as server:
+        connection = server.connect()
+
+        def opener(config: QueueConfig) -> ReplayQueue:
+            source = tickets(config)
+            queue = RedisReplayQueue(
+                connection, f"run{next(numbers)}", lambda ordinal: source.ticket(ordinal).to_bytes()
+            )
+            queue.create(config, "the tests")
+            return queue
+
+        yield opener
+        connection.close()
+
+
+BACKENDS = {
+    "memory": memory,
+    "redis": pytest.param(
+        on_redis, marks=pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+    ),
+}
 
 
 def tickets(config: QueueConfig) -> TicketSource:
@@ -55,9 +81,9 @@ def tickets(config: QueueConfig) -> TicketSource:
     return TicketSource(0, ids, config.mode, config.lag, config.groups_per_step)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
 def open_queue(request):
-    with BACKENDS[request.param]() as opener:
+    with request.param() as opener:
         yield opener
 
 

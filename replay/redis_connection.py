@@ -1,0 +1,228 @@
+"""A connection to Redis that waits for it: lost connections and full memory are told, not swallowed.
+
+Invariant: a password is in no message, no representation and no config: it is read from the
+environment or a file when the connection is made.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from replay.queue import QueueUnavailable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+_SOCKET_SECONDS = 15.0
+# Errors that end by themselves: a disk that is full or a replica that is being promoted.
+_PASSING = ("MISCONF", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+_REFUSALS = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.AuthenticationWrongNumberOfArgsError,
+    exceptions.NoPermissionError,
+)
+
+
+class QueueFull(QueueUnavailable):
+    """Redis had no memory for a payload for as long as was waited; nothing was dropped."""
+
+
+class RedisRefused(QueueUnavailable):
+    """Redis does not let this user in or do what the queue needs; waiting would not help."""
+
+
+class NoRoom(Exception):
+    """An attempt that Redis had no memory for; it is made again."""
+
+
+@dataclass(frozen=True)
+class RedisSettings:
+    """Which Redis, and how to be let in.
+
+    Attributes:
+      url: `redis://[USER@]HOST:PORT/DB`, `rediss://` for TLS, or `unix://PATH`.
+      password_env: the environment variable that holds the password.
+      password_file: or the file that does.
+      ca_file: PEM certificates that the server's is checked against; None: the system's.
+      patience: seconds that a lost connection or full memory is waited for.
+    """
+
+    url: str
+    password_env: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    patience: float = 120.0
+
+    def __post_init__(self) -> None:
+        fault = url_fault(self.url)
+        if fault is not None:
+            raise ValueError(fault)
+        if self.password_env and self.password_file:
+            raise ValueError(
+                f"the password of Redis is named twice: the variable {self.password_env} and the "
+                f"file {self.password_file}"
+            )
+
+    def password(self) -> str | None:
+        """The password; None where none is named.
+
+        Raises:
+          ValueError: what is named holds none.
+        """
+        if self.password_env:
+            where, text = (
+                f"environment variable {self.password_env}",
+                os.environ.get(self.password_env, ""),
+            )
+        elif self.password_file:
+            where = f"file {self.password_file}"
+            try:
+                text = self.password_file.read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(
+                    f"no password of Redis: {where} cannot be read: {error}"
+                ) from error
+        else:
+            return None
+        if not text.strip():
+            raise ValueError(f"no password of Redis: the {where} is not set, or empty")
+        return text.strip()
+
+
+def url_fault(url: str) -> str | None:
+    """What is wrong with a Redis URL, without repeating a password; None: nothing."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "not a URL such as redis://HOST:6379/0 (the port must be 0 to 65535)"
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        return f"begins with {parts.scheme or 'no scheme'!r}; use redis://, rediss:// or unix://"
+    if parts.password is not None or "password" in parts.query:
+        return (
+            "holds a password, which the resolved config and process lists would show; "
+            "name where it is with password_env or password_file instead"
+        )
+    if parts.query:
+        return "has a query; what can be set has a setting of its own"
+    database = parts.path.strip("/")
+    if parts.scheme == "unix":
+        return None if database else "has no path of a socket, as in unix:///run/redis.sock"
+    if not parts.hostname or port == 0:
+        return "names no host and port, as redis://HOST:6379/0 does"
+    if database and not database.isdecimal():
+        return f"has the database {database!r}; it must be a number"
+    return None
+
+
+class RedisConnection:
+    """One client of Redis; safe to use from several threads.
+
+    Attributes:
+      waiting: why Redis is being waited for, or None.
+      interruptions: how often it had to be waited for.
+      on_waiting: called while waiting, before each new attempt.
+    """
+
+    def __init__(self, settings: RedisSettings) -> None:
+        """Prepares to connect; the first call does.
+
+        Raises:
+          ValueError: the settings name a password or certificate that is not there.
+        """
+        self.settings = settings
+        self.waiting: str | None = None
+        self.interruptions = 0
+        self.on_waiting: Callable[[], None] = lambda: None
+        if settings.ca_file is not None and not settings.ca_file.is_file():
+            raise ValueError(f"ca_file {settings.ca_file}: no such file")
+        options: dict[str, Any] = {
+            "password": settings.password(),
+            "socket_timeout": _SOCKET_SECONDS,
+            "socket_connect_timeout": _SOCKET_SECONDS,
+            "retry": Retry(NoBackoff(), 0),  # we wait ourselves, and say so
+            "protocol": 2,
+        }
+        if settings.ca_file is not None:
+            options["ssl_ca_certs"] = str(settings.ca_file)
+        if settings.url.startswith("unix:"):
+            del options["socket_connect_timeout"]
+        self._client = redis.Redis.from_url(settings.url, **options)
+        self.name = shown_url(settings.url)
+
+    def __repr__(self) -> str:
+        return f"RedisConnection({self.name})"
+
+    def run(self, what: str, attempt: Callable[[redis.Redis, bool], T]) -> T:
+        """Calls `attempt(client, again)` until Redis answers; `again`: it may have happened before.
+
+        Raises:
+          QueueUnavailable: no answer for `patience` seconds, or an error that waiting cannot mend.
+          QueueFull: no room for `patience` seconds.
+          RedisRefused: the user or password is wrong, or may not do it.
+        """
+        patience, pause, again = self.settings.patience, FIRST_PAUSE, False
+        give_up: float | None = None
+        while True:
+            try:
+                result = attempt(self._client, again)
+            except _REFUSALS as error:
+                raise RedisRefused(
+                    f"Redis at {self.name} refused `{what}`: {error}. Check the user in "
+                    "replay.url, replay.password_env or replay.password_file, and the user's rights"
+                ) from None
+            except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+                fault: type[QueueUnavailable] = QueueUnavailable
+                reason, again = f"no answer: {error}", True
+            except exceptions.ResponseError as error:
+                if not any(word in str(error) for word in _PASSING):
+                    raise QueueUnavailable(
+                        f"Redis at {self.name} could not do `{what}`: {error}"
+                    ) from error
+                fault, reason, again = QueueUnavailable, str(error), True
+            except NoRoom:
+                fault, reason = QueueFull, "its memory is full: raise maxmemory"
+            else:
+                if give_up is not None:
+                    logger.warning("Redis at %s answers again", self.name)
+                    self.waiting = None
+                return result
+            now = time.monotonic()
+            if give_up is None:
+                give_up = now + patience
+                self.interruptions += 1
+                logger.warning("waiting for Redis at %s: %s", self.name, reason)
+            if now >= give_up:
+                self.waiting = None
+                raise fault(
+                    f"Redis at {self.name} could not do `{what}` for {patience:g} s: {reason}"
+                )
+            self.waiting = f"waiting for Redis at {self.name}: {reason}"
+            self.on_waiting()
+            time.sleep(max(0.0, min(pause, give_up - now)))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def close(self) -> None:
+        """Disconnects."""
+        self._client.close()
+
+
+def shown_url(url: str) -> str:
+    """A URL without whatever could be a password in it."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.username else ""
+    return urlunsplit((parts.scheme, user + host, parts.path, "", ""))

@@ -1,0 +1,464 @@
+-- The replay queue's rules (replay/state.py) inside Redis: one call is one transition, and no other
+-- call sees it half done.
+--
+-- KEYS[1]: the run's `meta`; every other key of the run begins as it does.
+-- KEYS[2]: the last reply to this client, so that a call repeated after a lost connection has its
+--          effect once.
+-- ARGV: operation, request id, '1' for a repeated request, the time ('' for Redis's own), arguments.
+-- Returns {verdict, result}: 'ok', 'missing' (no such run here), 'closed', 'full', 'invalid' (with
+-- the reason) or 'taken' (with the owner).
+--
+-- meta         hash: settings, frontier, counters
+-- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons}
+-- payloads     hash: ordinal -> bytes of its stage; none in to_sample, whose tickets are computed
+-- leases       hash: lease id -> {ordinal, stage, worker, ttl}
+-- acked        sorted set of the acked ordinals above `next_unacked`
+-- STAGE:ready, STAGE:since, STAGE:deadlines    sorted sets: ordinals by ordinal and by the time they
+--              entered, lease ids by the time they end
+-- STAGE:waits  list of the latest waits
+-- quarantine, reasons    lists of what was given up and why deliveries failed
+-- expired      hash: worker -> expired leases
+
+local meta = KEYS[1]
+local base = string.sub(meta, 1, -5)
+local operation, request, again, clock = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
+local STAGES = {'to_sample', 'to_score', 'to_train'}
+local NUMBERS = {to_sample = 1, to_score = 2, to_train = 3}
+local SAMPLE, TRAIN = 1, 3
+local KEPT_WAITS, KEPT_QUARANTINED, KEPT_REASONS = 1024, 1000, 20
+local REPLY_SECONDS = 3600
+local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS = 1, 2, 3, 4, 5, 6  -- of an item
+local ORDINAL, WORKER, TTL = 1, 3, 4                                      -- of a lease, and STAGE = 2
+
+local call = redis.call
+local function key(name) return base .. name end
+local function of_stage(stage, name) return base .. STAGES[stage] .. ':' .. name end
+local function whole(number) return string.format('%.0f', number) end
+local function exact(number) return string.format('%.17g', number) end
+
+local now = tonumber(clock)
+if not now then
+  local time = call('TIME')
+  now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+end
+
+-- Redis refuses a script's first write when memory is full, and lets all later ones pass. So the
+-- first one here, which changes nothing, tells whether it is full, and the second opens the door:
+-- only what adds a payload is refused, what drains the queue goes on.
+local full = nil
+local function begin_writing()
+  if full ~= nil then return end
+  local probe = redis.pcall('HSETNX', meta, 'block', '')
+  full = type(probe) == 'table' and probe.err ~= nil
+  if full and not string.find(probe.err, 'OOM', 1, true) then error(probe.err) end
+  call('HDEL', meta, 'probe')
+end
+
+local FIELDS = {'block', 'next_unacked', 'dropped', 'next_block', 'lease_count', 'window', 'total',
+                'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed'}
+local run = {}
+local found = call('HMGET', meta, 'incarnation', unpack(FIELDS))
+if not found[1] and operation ~= 'create' then return {'missing'} end
+for i, field in ipairs(FIELDS) do run[field] = tonumber(found[i + 1]) end
+run.incarnation = found[1]
+
+local function item_of(ordinal)
+  local packed = call('HGET', key('items'), whole(ordinal))
+  return packed and cmsgpack.unpack(packed)
+end
+local function put_item(ordinal, item)
+  call('HSET', key('items'), whole(ordinal), cmsgpack.pack(item))
+end
+local function lease_of(id)
+  local packed = call('HGET', key('leases'), id)
+  return packed and cmsgpack.unpack(packed)
+end
+local function is_acked(ordinal)
+  return ordinal < run.next_unacked or call('ZSCORE', key('acked'), whole(ordinal)) ~= false
+end
+local function count(field, by) call('HINCRBY', meta, field, by or 1) end
+
+local function make_ready(ordinal, item)
+  item[LEASE], item[SINCE] = '', now
+  put_item(ordinal, item)
+  call('ZADD', of_stage(item[STAGE], 'ready'), ordinal, whole(ordinal))
+  call('ZADD', of_stage(item[STAGE], 'since'), exact(now), whole(ordinal))
+end
+
+local function take_ready(ordinal, stage)
+  call('ZREM', of_stage(stage, 'ready'), whole(ordinal))
+  call('ZREM', of_stage(stage, 'since'), whole(ordinal))
+end
+
+local function drop_lease(id, lease)
+  call('HDEL', key('leases'), id)
+  call('ZREM', of_stage(lease[2], 'deadlines'), id)
+end
+
+local function fail(id, lease, reason, is_data)
+  local ordinal, stage = lease[ORDINAL], lease[2]
+  local item = item_of(ordinal)
+  drop_lease(id, lease)
+  item[FAILED] = item[FAILED] + 1
+  table.insert(item[REASONS], reason)
+  call('RPUSH', key('reasons'),
+       string.format('ordinal %s, %s: ', whole(ordinal), STAGES[stage]) .. reason)
+  call('LTRIM', key('reasons'), -KEPT_REASONS, -1)
+  if (is_data or item[FAILED] >= run.max_deliveries) and item[TOMBSTONE] == 0 then
+    count('quarantined')
+    call('RPUSH', key('quarantine'), cmsgpack.pack({ordinal, STAGES[stage], item[REASONS]}))
+    call('LTRIM', key('quarantine'), -KEPT_QUARANTINED, -1)
+    call('HDEL', key('payloads'), whole(ordinal))
+    item[STAGE], item[FAILED], item[TOMBSTONE] = TRAIN, 0, 1
+  end
+  make_ready(ordinal, item)
+end
+
+local function expire()
+  for stage = 1, 3 do
+    local due = call('ZRANGEBYSCORE', of_stage(stage, 'deadlines'), '-inf', exact(now))
+    for _, id in ipairs(due) do
+      begin_writing()
+      local lease = lease_of(id)
+      count('expired')
+      call('HINCRBY', key('expired'), lease[WORKER], 1)
+      fail(id, lease, string.format('lease of %s expired: not renewed within %g s',
+                                    lease[WORKER], lease[TTL]), false)
+    end
+  end
+end
+
+-- Dropped groups that new ones replace; in ordered mode a step is its ordinals.
+local function made_up_for() return run.ordered == 1 and 0 or run.dropped end
+
+-- Makes the next block that is not all acked, if window and memory have room.
+local function mint_block()
+  local size = run.block
+  while true do
+    local start = run.next_block * size
+    if run.total and start >= run.total + math.ceil(made_up_for() / size) * size then return false end
+    local fresh = {}
+    for ordinal = start, start + size - 1 do
+      if not is_acked(ordinal) then table.insert(fresh, ordinal) end
+    end
+    if call('HLEN', key('items')) + #fresh > run.window then return false end
+    begin_writing()
+    if full then return false end
+    run.next_block = run.next_block + 1
+    call('HSET', meta, 'next_block', whole(run.next_block))
+    for _, ordinal in ipairs(fresh) do make_ready(ordinal, {SAMPLE, 0, 0, '', now, {}}) end
+    if #fresh > 0 then return true end
+  end
+end
+
+-- The ready ordinals of the lowest n blocks that have any.
+local function next_blocks(n)
+  local ready, size, ordinals, from = of_stage(SAMPLE, 'ready'), run.block, {}, 0
+  for _ = 1, n do
+    local lowest = call('ZRANGEBYSCORE', ready, from, '+inf', 'LIMIT', 0, 1)[1]
+    if not lowest and mint_block() then
+      lowest = call('ZRANGEBYSCORE', ready, from, '+inf', 'LIMIT', 0, 1)[1]
+    end
+    if not lowest then break end
+    local block_end = (math.floor(tonumber(lowest) / size) + 1) * size
+    for _, member in ipairs(call('ZRANGEBYSCORE', ready, from, '(' .. whole(block_end))) do
+      table.insert(ordinals, tonumber(member))
+    end
+    from = block_end
+  end
+  return ordinals
+end
+
+-- The first n ordinals that are neither acked nor being trained; none unless all are ready.
+local function next_step(n)
+  local ordinals, ordinal, ready = {}, run.next_unacked, of_stage(TRAIN, 'ready')
+  while #ordinals < n do
+    if call('ZSCORE', ready, whole(ordinal)) then
+      table.insert(ordinals, ordinal)
+    elseif not is_acked(ordinal) then
+      local item = item_of(ordinal)
+      if #ordinals > 0 or not item or item[STAGE] ~= TRAIN then return {} end
+    end
+    ordinal = ordinal + 1
+  end
+  return ordinals
+end
+
+local function shown(id, lease, item)
+  local payload = call('HGET', key('payloads'), whole(lease[ORDINAL]))
+  return {id, whole(lease[ORDINAL]), exact(lease[TTL]),
+          call('ZSCORE', of_stage(lease[2], 'deadlines'), id), item[FAILED] + 1, payload,
+          item[REASONS], whole(lease[ORDINAL] - lease[ORDINAL] % run.block)}
+end
+
+local function remember(result)
+  call('SET', KEYS[2], cmsgpack.pack({request, result}), 'EX', REPLY_SECONDS)
+end
+local function remembered()
+  local packed = again and call('GET', KEYS[2])
+  local reply = packed and cmsgpack.unpack(packed)
+  return reply and reply[1] == request and reply[2]
+end
+
+local function clear(names)
+  for _, name in ipairs(names) do call('UNLINK', key(name)) end
+end
+local function forget_unacked()
+  clear({'items', 'payloads', 'leases', 'acked'})
+  for _, stage in ipairs(STAGES) do
+    for _, name in ipairs({'ready', 'since', 'deadlines', 'waits'}) do
+      call('UNLINK', key(stage .. ':' .. name))
+    end
+  end
+end
+
+local operations = {}
+
+function operations.lease(arguments)
+  if run.closed == 1 then return {'closed'} end
+  local stage, n, worker = NUMBERS[arguments[1]], tonumber(arguments[2]), arguments[4]
+  local ttl = tonumber(arguments[3]) or run['ttl' .. stage]
+  local in_order = stage == TRAIN and run.ordered == 1
+  if in_order and n > run.window then
+    return {'invalid', string.format(
+      '%s asks to_train for n=%s in order; only %s fit the window, so they would never be ready '
+      .. 'together', worker, whole(n), whole(run.window))}
+  end
+  expire()
+  local answer = {}
+  for _, id in ipairs(remembered() or {}) do  -- what this request was given and still holds
+    local lease = lease_of(id)
+    if lease then table.insert(answer, shown(id, lease, item_of(lease[ORDINAL]))) end
+  end
+  if #answer > 0 then return {'ok', answer} end
+  local ordinals
+  if stage == SAMPLE then
+    ordinals = next_blocks(n)
+  elseif in_order then
+    ordinals = next_step(n)
+  else
+    ordinals = call('ZRANGE', of_stage(stage, 'ready'), 0, whole(n - 1))
+  end
+  if #ordinals == 0 then return {'ok', {}} end
+  begin_writing()
+  local ids, redelivered = {}, 0
+  for _, member in ipairs(ordinals) do
+    local ordinal = tonumber(member)
+    local item = item_of(ordinal)
+    take_ready(ordinal, stage)
+    call('RPUSH', of_stage(stage, 'waits'), exact(now - item[SINCE]))
+    run.lease_count = run.lease_count + 1
+    local id = run.incarnation .. '.' .. whole(run.lease_count)
+    local lease = {ordinal, stage, worker, ttl}
+    item[LEASE] = id
+    put_item(ordinal, item)
+    call('HSET', key('leases'), id, cmsgpack.pack(lease))
+    call('ZADD', of_stage(stage, 'deadlines'), exact(now + ttl), id)
+    if item[FAILED] > 0 then redelivered = redelivered + 1 end
+    table.insert(ids, id)
+    table.insert(answer, shown(id, lease, item))
+  end
+  call('LTRIM', of_stage(stage, 'waits'), -KEPT_WAITS, -1)
+  call('HSET', meta, 'lease_count', whole(run.lease_count))
+  if redelivered > 0 then count('redelivered', redelivered) end
+  remember(ids)
+  return {'ok', answer}
+end
+
+function operations.renew(ids)
+  expire()
+  begin_writing()
+  local held = {}
+  for _, id in ipairs(ids) do
+    local lease = lease_of(id)
+    if lease then
+      call('ZADD', of_stage(lease[2], 'deadlines'), exact(now + lease[TTL]), id)
+      table.insert(held, id)
+    end
+  end
+  return {'ok', held}
+end
+
+function operations.complete(items)
+  local before = remembered()
+  if before then return {'ok', before} end
+  expire()
+  begin_writing()
+  local completions = {}
+  for i = 1, #items, 2 do
+    local lease = lease_of(items[i])
+    if lease and lease[2] == TRAIN then
+      return {'invalid', string.format('ordinal %s is in to_train, where it is acked instead',
+                                       whole(lease[ORDINAL]))}
+    end
+    if lease and lease[2] == SAMPLE and full then return {'full'} end
+  end
+  for i = 1, #items, 2 do
+    local id, payload = items[i], items[i + 1]
+    local lease = lease_of(id)
+    if lease then
+      local item = item_of(lease[ORDINAL])
+      drop_lease(id, lease)
+      call('HSET', key('payloads'), whole(lease[ORDINAL]), payload)
+      item[STAGE], item[FAILED] = lease[2] + 1, 0
+      make_ready(lease[ORDINAL], item)
+    else
+      count('too_late')
+    end
+    table.insert(completions, lease and 1 or 0)
+  end
+  remember(completions)
+  return {'ok', completions}
+end
+
+function operations.fail(items)
+  local before = remembered()
+  if before then return {'ok', before} end
+  expire()
+  begin_writing()
+  local completions = {}
+  for i = 1, #items, 3 do
+    local lease = lease_of(items[i])
+    if lease then
+      fail(items[i], lease, items[i + 1], items[i + 2] == 'data')
+    else
+      count('too_late')
+    end
+    table.insert(completions, lease and 1 or 0)
+  end
+  remember(completions)
+  return {'ok', completions}
+end
+
+function operations.release(ids)
+  expire()
+  begin_writing()
+  for _, id in ipairs(ids) do
+    local lease = lease_of(id)
+    if lease then
+      drop_lease(id, lease)
+      make_ready(lease[ORDINAL], item_of(lease[ORDINAL]))
+    end
+  end
+  return {'ok'}
+end
+
+function operations.release_worker(arguments)
+  local worker, reason = arguments[1], arguments[2]
+  expire()
+  local held, all = {}, call('HGETALL', key('leases'))
+  for i = 1, #all, 2 do
+    local lease = cmsgpack.unpack(all[i + 1])
+    if lease[WORKER] == worker then table.insert(held, {all[i], lease}) end
+  end
+  if #held > 0 then begin_writing() end
+  table.sort(held, function(a, b) return a[2][ORDINAL] < b[2][ORDINAL] end)
+  for _, pair in ipairs(held) do fail(pair[1], pair[2], reason, false) end
+  return {'ok', #held}
+end
+
+function operations.ack(ordinals)
+  expire()
+  begin_writing()
+  local trained = tonumber(table.remove(ordinals, 1))  -- so many; the others are dropped
+  for i, text in ipairs(ordinals) do
+    local ordinal = tonumber(text)
+    ordinals[i] = ordinal
+    if not is_acked(ordinal) then
+      local item = item_of(ordinal)
+      if not item or item[STAGE] ~= TRAIN then
+        local where = item and 'in ' .. STAGES[item[STAGE]] or 'not handed out'
+        return {'invalid', string.format('cannot ack ordinal %s: it is %s, not in to_train', text,
+                                         where)}
+      end
+    end
+  end
+  for i, ordinal in ipairs(ordinals) do
+    if not is_acked(ordinal) then
+      local item = item_of(ordinal)
+      if item[LEASE] ~= '' then
+        drop_lease(item[LEASE], lease_of(item[LEASE]))
+      else
+        take_ready(ordinal, TRAIN)
+      end
+      call('HDEL', key('items'), whole(ordinal))
+      call('HDEL', key('payloads'), whole(ordinal))
+      call('ZADD', key('acked'), ordinal, whole(ordinal))
+      if i > trained then run.dropped = run.dropped + 1 end
+    end
+  end
+  while call('ZREM', key('acked'), whole(run.next_unacked)) == 1 do
+    run.next_unacked = run.next_unacked + 1
+  end
+  call('HSET', meta, 'next_unacked', whole(run.next_unacked), 'dropped', whole(run.dropped))
+  return {'ok'}
+end
+
+function operations.frontier()
+  return {'ok', {whole(run.next_unacked), whole(run.dropped), call('ZRANGE', key('acked'), 0, -1)}}
+end
+
+function operations.restart(arguments)
+  local next_unacked, dropped = arguments[1], arguments[2]
+  begin_writing()
+  forget_unacked()
+  for i = 3, #arguments do call('ZADD', key('acked'), arguments[i], arguments[i]) end
+  call('HSET', meta, 'next_unacked', next_unacked, 'dropped', dropped,
+       'next_block', whole(math.floor(tonumber(next_unacked) / run.block)))
+  return {'ok'}
+end
+
+-- Empty, from ordinal 0, with the settings given as field and value; taken while another is at work.
+function operations.create(arguments)
+  local owner, seconds = arguments[1], tonumber(arguments[2])
+  local before = call('HMGET', meta, 'owner', 'seen')
+  if before[1] and before[1] ~= owner and now - (tonumber(before[2]) or 0) < seconds then
+    return {'taken', before[1]}
+  end
+  begin_writing()
+  forget_unacked()
+  clear({'meta', 'quarantine', 'reasons', 'expired'})
+  call('HSET', meta, 'owner', owner, 'seen', exact(now), 'next_unacked', 0, 'dropped', 0,
+       'next_block', 0, 'lease_count', 0, unpack(arguments, 3))
+  return {'ok'}
+end
+
+function operations.close()
+  begin_writing()
+  call('HSET', meta, 'closed', 1, 'seen', 0)
+  return {'ok'}
+end
+
+function operations.quarantine()
+  local given_up = {}
+  for _, packed in ipairs(call('LRANGE', key('quarantine'), 0, -1)) do
+    local entry = cmsgpack.unpack(packed)
+    table.insert(given_up, {whole(entry[1]), entry[2], entry[3]})
+  end
+  return {'ok', given_up}
+end
+
+-- Asked by who runs the queue: it is seen to be at work.
+function operations.stats()
+  expire()
+  begin_writing()
+  if run.closed ~= 1 then call('HSET', meta, 'seen', exact(now)) end
+  local stages = {}
+  for stage = 1, 3 do
+    local oldest = call('ZRANGE', of_stage(stage, 'since'), 0, 0, 'WITHSCORES')[2]
+    table.insert(stages, {call('ZCARD', of_stage(stage, 'ready')),
+                          call('ZCARD', of_stage(stage, 'deadlines')),
+                          exact(oldest and now - tonumber(oldest) or 0),
+                          call('LRANGE', of_stage(stage, 'waits'), 0, -1)})
+  end
+  local counters = call('HMGET', meta, 'quarantined', 'redelivered', 'expired', 'too_late')
+  for i = 1, 4 do counters[i] = tonumber(counters[i]) or 0 end
+  return {'ok', {stages, call('HLEN', key('items')), run.window,
+                 whole(run.next_unacked + call('ZCARD', key('acked'))), whole(run.dropped),
+                 whole(made_up_for()), run.total and whole(run.total) or false, counters,
+                 call('HGETALL', key('expired')), call('LRANGE', key('reasons'), 0, -1)}}
+end
+
+local arguments = {}
+for i = 5, #ARGV do arguments[i - 4] = ARGV[i] end
+return operations[operation](arguments)

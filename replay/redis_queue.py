@@ -1,0 +1,272 @@
+"""The queue's contract over Redis: shared by any process that reaches it, and durable with AOF.
+
+The rules are those of `replay.state`, in `redis_queue.lua`: each call is one script, which Redis
+runs whole or not at all. Time is Redis's own, so workers' clocks do not matter. Tickets are not
+stored: who samples computes them.
+"""
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from protos.trajectory import FailureKind
+from replay.config import QueueConfig
+from replay.queue import (
+    Completion,
+    Frontier,
+    Lease,
+    Quarantined,
+    QueueClosed,
+    QueueUnavailable,
+    Stage,
+    StageStats,
+    Stats,
+)
+from replay.redis_connection import NoRoom, RedisConnection
+from replay.state import MAX_REASON
+
+PREFIX = "rewardtune"
+FIRST_POLL, LONGEST_POLL = 0.002, 0.1
+OWNER_SECONDS = 30.0
+"""A run whose owner asked for no stats for so long has none."""
+
+_SCRIPT = (Path(__file__).parent / "redis_queue.lua").read_bytes()
+_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+
+Argument = bytes | str | int | float
+
+
+class RunTaken(QueueUnavailable):
+    """Another controller is at work on a run of this name in the same Redis."""
+
+
+class RedisReplayQueue:
+    """`ReplayQueue` on the keys `rewardtune:{RUN}:…`; every call waits for a lost Redis.
+
+    A call that is repeated because its answer was lost has its effect once.
+    """
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        run: str,
+        mint: Callable[[int], bytes] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Talks of one run; makes no call yet.
+
+        Args:
+          connection: to Redis.
+          run: its name.
+          mint: the ticket's bytes of an ordinal; pure. Who leases `to_sample` needs it.
+          clock: None: Redis's own; a simulation passes another, in seconds.
+        """
+        self.connection = connection
+        self._run = run
+        self._mint = mint
+        self._clock = clock
+        self._meta = f"{key_prefix(run)}meta"
+        self._client_id = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._requests = 0
+        self._lock = threading.Lock()
+
+    def create(self, config: QueueConfig, owner: str) -> None:
+        """Makes the run's queue anew, empty from ordinal 0, whatever was there.
+
+        Raises:
+          RunTaken: a controller of another `owner` is at work on it.
+        """
+        settings: dict[str, Argument] = {
+            "incarnation": secrets.token_hex(4),
+            "block": config.block,
+            "window": config.window,
+            "ordered": int(config.mode == "ordered"),
+            "max_deliveries": config.max_deliveries,
+            "ttl1": config.sample_ttl,
+            "ttl2": config.score_ttl,
+            "ttl3": config.train_ttl,
+        }
+        if config.total_groups is not None:
+            settings["total"] = config.total_groups
+        pairs = [part for pair in settings.items() for part in pair]
+        self._call("create", owner, OWNER_SECONDS, *pairs)
+
+    def lease(
+        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+    ) -> list[Lease]:
+        """See `ReplayQueue.lease`."""
+        stage = Stage(stage)
+        if n < 1 or (ttl is not None and ttl <= 0):
+            raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
+        until, pause = time.monotonic() + wait, FIRST_POLL
+        while True:
+            found = self._call("lease", stage, n, "" if ttl is None else ttl, worker)
+            left = until - time.monotonic()
+            if found or left <= 0:
+                return [self._lease(stage, worker, *values) for values in found]
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_POLL)
+
+    def renew(self, lease_ids: Sequence[str]) -> list[str]:
+        """See `ReplayQueue.renew`."""
+        return [held.decode() for held in self._call("renew", *lease_ids)] if lease_ids else []
+
+    def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
+        """See `ReplayQueue.complete`; waits while Redis has no room for more samples."""
+        return _completions(self._call("complete", *_flat(items)))
+
+    def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
+        """See `ReplayQueue.fail`."""
+        told = ((lease_id, _kept(reason), kind.name.lower()) for lease_id, reason, kind in items)
+        return _completions(self._call("fail", *_flat(told)))
+
+    def release(self, lease_ids: Sequence[str]) -> None:
+        """See `ReplayQueue.release`."""
+        if lease_ids:
+            self._call("release", *lease_ids)
+
+    def release_worker(self, worker: str, reason: str) -> int:
+        """See `ReplayQueue.release_worker`."""
+        return int(self._call("release_worker", worker, _kept(reason)))
+
+    def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        """See `ReplayQueue.ack`."""
+        self._call("ack", len(ordinals), *ordinals, *dropped)
+
+    def stats(self) -> Stats:
+        """See `ReplayQueue.stats`."""
+        stages, out, window, acked, dropped, made_up_for, total, counters, expired, reasons = (
+            self._call("stats")
+        )
+        quarantined, redelivered, expired_count, too_late = counters
+        return Stats(
+            stages={
+                stage: _stage_stats(*values) for stage, values in zip(Stage, stages, strict=True)
+            },
+            out=out,
+            window=window,
+            room=window - out,
+            acked=int(acked),
+            dropped=int(dropped),
+            finished=total is not None and int(acked) - int(made_up_for) >= int(total),
+            quarantined=quarantined,
+            redelivered=redelivered,
+            expired=expired_count,
+            expired_by_worker={
+                worker.decode(): int(count)
+                for worker, count in zip(expired[::2], expired[1::2], strict=True)
+            },
+            too_late=too_late,
+            last_reasons=tuple(reason.decode() for reason in reasons),
+        )
+
+    def quarantine(self) -> list[Quarantined]:
+        """See `ReplayQueue.quarantine`."""
+        return [
+            Quarantined(int(ordinal), Stage(stage.decode()), tuple(r.decode() for r in reasons))
+            for ordinal, stage, reasons in self._call("quarantine")
+        ]
+
+    def frontier(self) -> Frontier:
+        """See `ReplayQueue.frontier`."""
+        next_unacked, dropped, above = self._call("frontier")
+        return Frontier(int(next_unacked), tuple(map(int, above)), int(dropped))
+
+    def restart(self, frontier: Frontier) -> None:
+        """See `ReplayQueue.restart`."""
+        self._call("restart", frontier.next_unacked, frontier.dropped, *frontier.acked_above)
+
+    def close(self) -> None:
+        """See `ReplayQueue.close`."""
+        self._call("close")
+
+    def _lease(self, stage: Stage, worker: str, *values: Any) -> Lease:
+        lease_id, ordinal, ttl, deadline, delivery, payload, reasons, block_start = values
+        number, start = int(ordinal), None
+        if stage is Stage.TO_SAMPLE:
+            if self._mint is None:
+                raise ValueError(f"{worker} leases to_sample from a queue opened without tickets")
+            payload, start = self._mint(number), int(block_start)
+        return Lease(
+            id=lease_id.decode(),
+            ordinal=number,
+            stage=stage,
+            worker=worker,
+            ttl=float(ttl),
+            deadline=float(deadline),
+            delivery=delivery,
+            payload=payload,
+            reasons=tuple(reason.decode() for reason in reasons),
+            block_start=start,
+        )
+
+    def _call(self, operation: str, *arguments: Argument) -> Any:
+        with self._lock:
+            self._requests += 1
+            request = f"{self._client_id}.{self._requests}"
+        keys = (self._meta, f"{self._meta[:-4]}reply:{self._client_id}.{threading.get_ident()}")
+        clock = "" if self._clock is None else self._clock()
+
+        def attempt(client: redis.Redis, again: bool) -> Any:
+            given = (*keys, operation, request, int(again), clock, *arguments)
+            try:
+                answer: Any = client.evalsha(_SHA, len(keys), *given)
+            except NoScriptError:  # the first call since Redis started
+                answer = client.eval(_SCRIPT, len(keys), *given)  # type: ignore[arg-type]
+            if answer[0] == b"full":
+                raise NoRoom
+            return answer
+
+        verdict, *results = self.connection.run(operation, attempt)
+        if verdict == b"ok":
+            return results[0] if results else None
+        if verdict == b"closed":
+            raise QueueClosed("the replay queue is closed: the run is over")
+        if verdict == b"invalid":
+            raise ValueError(results[0].decode())
+        if verdict == b"taken":
+            raise RunTaken(
+                f"Redis at {self.connection.name} holds a run {self._run} that is at work in "
+                f"{results[0].decode()}; give this run another name with name=NAME, or wait "
+                f"{OWNER_SECONDS:g} s after that one has ended"
+            )
+        raise QueueUnavailable(
+            f"Redis at {self.connection.name} holds no queue of the run {self._run}: it was "
+            "removed, or Redis lost its data. The run resumes from its last checkpoint"
+        )
+
+
+def key_prefix(run: str) -> str:
+    """What every key of a run begins with; the braces keep them on one node of a cluster."""
+    return f"{PREFIX}:{{{run}}}:"
+
+
+def _flat(items: Iterable[Sequence[Any]]) -> list[Any]:
+    return [part for item in items for part in item]
+
+
+def _kept(reason: str) -> bytes:
+    return reason[:MAX_REASON].encode(errors="backslashreplace")
+
+
+def _completions(codes: list[int]) -> list[Completion]:
+    return [Completion.DONE if code else Completion.TOO_LATE for code in codes]
+
+
+def _stage_stats(ready: int, leased: int, oldest: bytes, waits: list[bytes]) -> StageStats:
+    ascending = sorted(map(float, waits)) or [0.0]
+    return StageStats(
+        ready=ready,
+        leased=leased,
+        oldest_wait=float(oldest),
+        wait_p50=ascending[len(ascending) // 2],
+        wait_p95=ascending[len(ascending) * 95 // 100],
+    )
