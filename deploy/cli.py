@@ -19,6 +19,7 @@ from rich.table import Table
 from deploy.cluster import add_working_directory_to_path, compilation_cache
 from deploy.config import RunConfig
 from deploy.config_file import read_config as read_file
+from deploy.simulation.command import simulate_runs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -204,6 +205,44 @@ def status(
 
 @app.command()
 @friendly
+def gc(
+    url: Annotated[str, typer.Option(help="Redis, such as redis://HOST:6379/0.")],
+    run: Annotated[
+        str | None, typer.Option(help="The run to remove; without it, runs are listed.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Even if the run is at work.")] = False,
+    password_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the password.")
+    ] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File with it.")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="PEM certificates to check against.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a run's queue from Redis, or list those that are there."""
+    from deploy.queues import remove_queue, stored_queues
+    from replay.pacing import PacingConfig
+
+    where = PacingConfig(
+        url=url, password_env=password_env, password_file=password_file, ca_file=ca_file
+    )
+    if run is not None:
+        console.print(f"removed {run}: {remove_queue(where, run, force)} keys")
+        return
+    runs = stored_queues(where)
+    if as_json:
+        print(json.dumps(runs, indent=1))
+        return
+    table = Table("run", "at work", "groups out", "acknowledged", "MB", "of")
+    for stored in runs:
+        cells = (stored["groups"], stored["acked"], f"{stored['memory'] / 1e6:.1f}")
+        table.add_row(
+            stored["name"], "yes" if stored["at_work"] else "", *map(str, cells), stored["owner"]
+        )
+    console.print(table)
+
+
+@app.command()
+@friendly
 def demo(
     steps: Annotated[int | None, typer.Option(help="Fewer or more tuning steps.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
@@ -356,6 +395,9 @@ def colorization(
     for name, figures in rows.items():
         table.add_row(name, *(f"{figures[mean]:.4f}" for mean in MEANS))
     console.print(table)
+
+
+app.command("simulate")(friendly(simulate_runs))
 
 
 def print_metrics(title: str, metrics: Mapping[str, Any], as_json: bool = False) -> None:
