@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deploy.report.timings import told_apart
+
 # The controller writes a status every second; one much older has nobody to write it.
 SILENT_SECONDS = 30.0
 ENDED = ("finished", "stopped", "failed")
@@ -30,7 +32,9 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
             )
         )
     if hacking := status.get("reward_hacking"):
-        console.print(f"warning: {hacking['message']}", style="yellow", highlight=False)
+        console.print(
+            f"warning: {hacking['message']}", style="yellow", highlight=False, markup=False
+        )
     queue = status["queue"]
     table = Table("stage", "ready", "leased", "wait p50 (s)", "wait p95 (s)")
     for stage, values in queue["stages"].items():
@@ -47,7 +51,7 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
         f"{queue['dropped']} dropped, {queue['quarantined']} quarantined, "
         f"{queue['redelivered']} redelivered"
     )
-    table = Table("worker", "state", "process", "restarts", "groups", "working", "waiting")
+    table = Table("worker", "state", "process", "restarts", "groups", "working", "of it", "waiting")
     for worker in status["workers"]:
         table.add_row(
             worker["name"],
@@ -56,11 +60,13 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
             str(worker["restarts"]),
             str(worker.get("groups", "")),
             _seconds(worker.get("working")),
+            ", ".join(f"{part} {_seconds(spent)}" for part, spent in told_apart(worker).items()),
             _seconds(worker.get("waiting")),
         )
     console.print(table)
     for reason in queue["last_reasons"][-5:]:
-        console.print(f"failure: {reason}", highlight=False)
+        # What users' code raised is text, also where it looks like markup.
+        console.print(f"failure: {reason}", highlight=False, markup=False)
 
 
 def _seconds(value: float | None) -> str:

@@ -9,9 +9,9 @@ been answered. So groups that wait for a person for hours cost no processor and 
 
 import queue
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protos.trajectory import Outcome, Sampled
 from replay.queue import Lease
@@ -19,11 +19,16 @@ from replay.queue import Lease
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A leased group and the outcomes that it has or will have."""
+    """A leased group and the outcomes that it has or will have.
+
+    Attributes:
+      seconds: what they cost in this process, by part; complete when `outcomes` is done.
+    """
 
     lease: Lease
     sampled: Sampled
     outcomes: Future[tuple[Outcome, ...]]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class InFlight:

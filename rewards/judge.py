@@ -79,8 +79,10 @@ def start(reward: AnyReward, group: Group) -> Future[tuple[Outcome, ...]]:
         return when_all([submitted], lambda: checked(reward, submitted.result(), len(group)))
     answer: Future[tuple[Outcome, ...]] = Future()
     try:
-        examples = [group.example] * len(group)
-        answer.set_result(judge(reward, examples, group.predictions))
+        examples, predictions = [group.example] * len(group), group.predictions
+        with group.timed("scoring"):
+            outcomes = judge(reward, examples, predictions)
+        answer.set_result(outcomes)
     except Exception as error:  # noqa: BLE001  # as above, and a broken example
         answer.set_exception(error)
     return answer

@@ -5,8 +5,10 @@ small, and answers later. Whoever holds a group in hand calls `rewards.judge.sta
 both alike.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -44,25 +46,50 @@ class Group:
 
     Attributes:
       request: the sequences, as they travel to a remote reward.
+      seconds: what was spent on it in this process, by part: `loading`, `decoding`, what the
+        task tells apart from that (`vision.tasks.task.TimedTask`), and `scoring`.
     """
 
     def __init__(self, task: Task, request: ScoreRequest):
         self.request = request
+        self.seconds: dict[str, float] = {}
         self._task = task
 
     def __len__(self) -> int:
         return len(self.request)
 
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds to `seconds` what the block takes, also when it raises."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add(part, time.perf_counter() - began)
+
+    def _add(self, part: str, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
     @cached_property
     def example(self) -> Example:
         """The example, augmented as the model saw it."""
         request = self.request
-        return self._task.load(request.split, request.example_id, request.augmentation_seed)
+        with self.timed("loading"):
+            return self._task.load(request.split, request.example_id, request.augmentation_seed)
 
     @cached_property
     def predictions(self) -> list[Any]:
         """[K] predictions, as the task reads them."""
-        return self._task.decode(self.example, self.request.tokens, self.request.logprobs)
+        example = self.example  # its loading is no part of the decoding
+        apart: Mapping[str, float] = getattr(self._task, "decode_seconds", {})
+        before = dict(apart)
+        try:
+            with self.timed("decoding"):
+                return self._task.decode(example, self.request.tokens, self.request.logprobs)
+        finally:
+            for part, seconds in before.items():
+                self._add("decoding", seconds - apart[part])
+                self._add(part, apart[part] - seconds)
 
 
 class SubmittedReward(Protocol):

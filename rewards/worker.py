@@ -11,8 +11,7 @@ wait in `rewards.in_flight.InFlight` with their leases renewed, and the worker g
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +34,16 @@ FLUSH_SECONDS = 0.05
 
 @dataclass
 class RewardStatus(WorkerStatus):
-    """What a reward worker has done so far; times in seconds."""
+    """What a reward worker has done so far; times in seconds.
 
+    Attributes:
+      parts: what its groups cost in this process: see `rewards.reward.Group.seconds`. Of a reward
+        that is computed elsewhere, only what was computed here.
+      in_flight: groups that wait for an answer from elsewhere.
+      last_failures: the newest reasons.
+    """
+
+    parts: Mapping[str, float] = field(default_factory=dict)
     failed_groups: int = 0
     failed_samples: int = 0
     in_flight: int = 0
@@ -45,6 +52,11 @@ class RewardStatus(WorkerStatus):
     def failure(self, reason: str) -> None:
         """Remembers the newest reasons."""
         self.last_failures = [*self.last_failures[-4:], reason]
+
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        """Adds what a group cost. Another thread may be reading, so nothing is changed in place."""
+        total = {part: self.parts.get(part, 0.0) + more for part, more in dict(seconds).items()}
+        self.parts = {**self.parts, **total}
 
 
 class RewardWorker(PullingWorker):
@@ -106,12 +118,12 @@ class RewardWorker(PullingWorker):
         try:
             for lease in leases:
                 with self._keeper.working_on([lease]):
-                    sampled, answer = self._begin(lease)
-                if answer.done() or self._in_flight is None:
-                    done.append(Answer(lease, sampled, answer))
+                    answer = self._begin(lease)
+                if answer.outcomes.done() or self._in_flight is None:
+                    done.append(answer)
                 else:
                     ours.remove(lease)
-                    self._in_flight.add(Answer(lease, sampled, answer))
+                    self._in_flight.add(answer)
                 # A call costs about a millisecond: cheap rewards share one, dear ones do not wait.
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     self._flush_answers(done)
@@ -120,7 +132,7 @@ class RewardWorker(PullingWorker):
         finally:
             self._keeper.drop(ours)
 
-    def _begin(self, lease: Lease) -> tuple[Sampled, Future[tuple[Outcome, ...]]]:
+    def _begin(self, lease: Lease) -> Answer:
         assert lease.payload is not None
         sampled = Sampled.from_bytes(lease.payload)
         ticket = sampled.ticket
@@ -131,13 +143,15 @@ class RewardWorker(PullingWorker):
             sampled.tokens,
             sampled.logprobs,
         )
-        return sampled, start(self._reward, Group(self._task, request))
+        group = Group(self._task, request)
+        return Answer(lease, sampled, start(self._reward, group), group.seconds)
 
     def _flush_answers(self, answers: Sequence[Answer]) -> None:
         """Gives answered groups their outcomes, from whichever thread has them."""
         completed, failed, called_off = [], [], []
         with self._flushing:
             for answer in answers:
+                self.status.spent(answer.seconds)
                 if answer.outcomes.cancelled():
                     called_off.append(answer.lease.id)
                     continue

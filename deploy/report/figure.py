@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from deploy.report.style import STYLE
 
-HUES = 6
+HUES = 9
 PNG_DOTS_PER_INCH = 110
 
 

@@ -220,6 +220,7 @@ def _times(report: Report) -> str:
         return ""
     restarted = [time.process for time in report.timings if time.restarts]
     text = "<p>Seconds of each process by what it did; processes run side by side."
+    text += " Working is what is not told apart."
     if restarted:
         text += f" Counted since the last restart: {escape(', '.join(restarted))}."
     body = f"{text}</p>\n{_figure(plots.time_bars(report.timings), extra=' wide')}"

@@ -6,14 +6,14 @@ STYLE = """
   --ground: #fbfbfa; --card: #ffffff; --ink: #1d2127; --muted: #5d6570; --line: #d9dce0;
   --before: #7b8490; --after: #c2410c; --best: #1d5fbf; --good: #1a7f37; --bad: #b3261e;
   --hue0: #1d5fbf; --hue1: #d97706; --hue2: #0f8a7e; --hue3: #8e44ad; --hue4: #b3261e;
-  --hue5: #6b7f1d;
+  --hue5: #6b7f1d; --hue6: #c0267e; --hue7: #7a5230; --hue8: #2a9d3a;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #14171b; --card: #1b1f25; --ink: #e8eaed; --muted: #a3abb5; --line: #3a414b;
     --before: #98a2ae; --after: #fb8c4f; --best: #74a9f7; --good: #5fcf80; --bad: #ff8a80;
     --hue0: #74a9f7; --hue1: #f5b041; --hue2: #4fd1c5; --hue3: #c995e8; --hue4: #ff8a80;
-    --hue5: #b8cc5a;
+    --hue5: #b8cc5a; --hue6: #ff8fc8; --hue7: #d2a679; --hue8: #7fdc8a;
   }
 }
 * { box-sizing: border-box; }

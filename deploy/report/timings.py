@@ -69,13 +69,22 @@ def kinds_of_time(timings: Sequence[ProcessTime]) -> list[str]:
     return sorted(kinds, key=lambda kind: kind == WAITING)
 
 
+def told_apart(worker: Mapping[str, Any]) -> dict[str, float]:
+    """What a worker's `working` seconds went into, as far as its status says: parts above 0.
+
+    A sampler tells its loading of weights, a reward worker what `rewards.reward.Group.seconds` has.
+    """
+    parts = {"loading weights": worker.get("loading_weights", 0.0), **worker.get("parts", {})}
+    return {part: float(seconds) for part, seconds in parts.items() if seconds > 0}
+
+
 def _worker_seconds(worker: Mapping[str, Any]) -> dict[str, float]:
     if "working" not in worker:
         return {}
-    loading = float(worker.get("loading_weights", 0.0))
+    parts = told_apart(worker)
     seconds = {
-        "working": float(worker["working"]) - loading,  # loading is part of it
-        "loading weights": loading,
+        "working": float(worker["working"]) - sum(parts.values()),
+        **parts,
         WAITING: float(worker.get("waiting", 0.0)),
     }
     return {name: value for name, value in seconds.items() if value > 0}

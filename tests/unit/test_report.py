@@ -20,7 +20,7 @@ from deploy.report.measured import Curve, Picture, PictureRow, PolicyFigures, Re
 from deploy.report.page import page, verdict
 from deploy.report.pictures import LONGEST_SIDE, data_uri, evenly_spaced
 from deploy.report.records import find_policies, read_records
-from deploy.report.timings import ProcessTime, learner_seconds, process_times
+from deploy.report.timings import ProcessTime
 from deploy.reward_hacking import RewardHacking
 from deploy.run_directory import RunDirectoryError
 
@@ -280,21 +280,6 @@ def test_running_means_keep_a_constant_and_the_length() -> None:
     assert running_mean([5.0]) == [5.0]
 
 
-def test_the_learners_seconds_add_up() -> None:
-    tuning = [
-        {"step": 1, "seconds/waiting": 1.0, "seconds/training": 2.0},
-        {"step": 2, "seconds/waiting": 0.5, "seconds/training": 2.0},
-    ]
-    assert learner_seconds(tuning) == {"waiting": 1.5, "training": 4.0}
-    pretraining = [
-        {"step": 0, "warmup/total": 1.0},
-        {"step": 50, "seconds/step": 0.2, "seconds/waiting_for_data": 0.05},
-        {"step": 100, "seconds/step": 0.1, "seconds/waiting_for_data": 0.0},
-    ]
-    total = learner_seconds(pretraining)
-    assert total == pytest.approx({"training": 12.5, "waiting": 2.5})
-
-
 def run_directory(path: Path, **extra: object) -> Path:
     config = RunConfig.model_validate(
         {"name": "run", "task": {"kind": "detection"}, "model": {"preset": "tiny"}} | extra
@@ -364,26 +349,3 @@ def test_held_out_metrics_of_pretraining_are_found_among_the_others(tmp_path: Pa
     run_directory(tmp_path)
     write_lines(tmp_path / "metrics.jsonl", [{"step": 5, "validation/mAP": 0.25, "loss/total": 1}])
     assert read_records(tmp_path).evaluations == [{"step": 5, "split": "validation", "mAP": 0.25}]
-
-
-def test_workers_and_the_evaluator_have_their_times(tmp_path: Path) -> None:
-    run_directory(tmp_path)
-    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "seconds/training": 3.0}])
-    write_lines(
-        tmp_path / "evaluations.jsonl",
-        [
-            {"step": 0, "split": "validation", "seconds": 2.0},
-            {"step": 1, "split": "x", "seconds": 1},
-        ],
-    )
-    workers = [
-        {"name": "learner", "restarts": 0, "step": 1},
-        {"name": "sampler", "restarts": 1, "working": 5.0, "loading_weights": 2.0, "waiting": 0.0},
-        {"name": "evaluator", "restarts": 3, "seconds": 1},
-    ]
-    (tmp_path / "status.json").write_text(json.dumps({"workers": workers}))
-    assert process_times(read_records(tmp_path)) == [
-        ProcessTime("learner", {"training": 3.0}),
-        ProcessTime("sampler", {"working": 3.0, "loading weights": 2.0}, restarts=1),
-        ProcessTime("evaluator", {"evaluating": 3.0}, restarts=3),
-    ]

@@ -106,10 +106,13 @@ def sampled(lease) -> Sampled:
     return Sampled(ticket, tokens, np.zeros_like(tokens, np.float32), 0, "test")
 
 
-def work(queue: ThreadedQueue, reward: FakeReward, groups_per_lease: int = 3) -> RewardWorker:
+def work(
+    queue: ThreadedQueue, reward: Any, groups_per_lease: int = 3, task: FakeTask | None = None
+) -> RewardWorker:
     """Runs a worker until the queue has nothing left to score; then closes it."""
     keeper = LeaseKeeper(queue, LONG, LONG, on_stuck=pytest.fail)
-    worker = RewardWorker(FakeTask(), reward, queue, keeper, "reward-0", groups_per_lease)
+    task = task or FakeTask()
+    worker = RewardWorker(task, reward, queue, keeper, "reward-0", groups_per_lease)
 
     def close_when_scored() -> None:
         while not queue.lease("to_train", GROUPS, None, "learner", WAIT):

@@ -57,6 +57,15 @@ def test_workers_that_were_removed_have_ended_whatever_they_did():
     assert "running" not in shown(after)
 
 
+def test_what_working_went_into_is_shown():
+    ours = workers()
+    ours[1].status = {"working": 5.0, "loading_weights": 2.0, "waiting": 0.0}
+    ours[2].status = {"working": 4.0, "parts": {"decoding": 3.25, "scoring": 0.5}, "waiting": 1.0}
+    text = shown(run_status(CONFIG, ours, stats(), None))
+    assert "loading weights 2.0 s" in text
+    assert "decoding 3.2 s, scoring 0.5 s" in text
+
+
 def test_reward_hacking_is_shown():
     without = run_status(CONFIG, workers(), stats(), None)
     assert without["reward_hacking"] is None

@@ -55,7 +55,8 @@ class PanopticConfig(BaseModel):
 
 
 class PanopticTask:
-    """Implements `vision.tasks.task.Task` and `vision.tasks.uvim.StageOneTask`; see there.
+    """Implements `Task` and `TimedTask` of `vision.tasks.task`, and
+    `vision.tasks.uvim.StageOneTask`; see there.
 
     A target is a `PanopticTarget`, a prediction a `SegmentMap` at the model's size.
     """
@@ -76,8 +77,7 @@ class PanopticTask:
         self.stage_one = StageOneCodec(config.stage_one, config.image_size, planes)
         self.vocabulary_size = self.stage_one.vocabulary_size
         self.max_length = self.stage_one.max_length
-        # What reading predictions has cost so far, in seconds of this process.
-        self.seconds = {"decoding": 0.0, "merging": 0.0}
+        self.decode_seconds = {"merging": 0.0}
 
     @classmethod
     def prepare(cls, config: PanopticConfig, progress: Callable[[str, int, int], None]) -> None:
@@ -163,16 +163,12 @@ class PanopticTask:
     def decode(
         self, example: Example, tokens: np.ndarray, logprobs: np.ndarray
     ) -> list[SegmentMap]:
-        """See `Task`; what it costs is added to `seconds`."""
+        """See `Task`."""
         predictions = []
-        began = time.perf_counter()
         for outputs in self.stage_one.decode(tokens, example.image):
-            decoded = time.perf_counter()
+            began = time.perf_counter()
             predictions.append(self.stage_one_prediction(example, outputs))
-            merged = time.perf_counter()
-            self.seconds["decoding"] += decoded - began
-            self.seconds["merging"] += merged - decoded
-            began = merged
+            self.decode_seconds["merging"] += time.perf_counter() - began
         return predictions
 
     def auxiliary_loss(self, logits: Any, tokens: Any, auxiliary: Mapping[str, Any]) -> Any:

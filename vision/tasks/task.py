@@ -29,6 +29,17 @@ class Example:
     target: Any
 
 
+class TimedTask(Protocol):
+    """What a task offers beside `Task` whose `decode` does more than read tokens.
+
+    Attributes:
+      decode_seconds: what of `decode`'s time in this process went into something else so far, by
+        what it was. The names stay the same from the start.
+    """
+
+    decode_seconds: Mapping[str, float]
+
+
 class Task(Protocol):
     """A task, built once in each process from its config.
 
