@@ -46,7 +46,7 @@ _WORD = re.compile(
     (?:https?://|www\.)\S*[\w/]                      # addresses
     | [\w.+-]+@\w[\w-]*(?:\.\w[\w-]*)+
     | '(?:tis|twas)\b
-    | '(?:s|re|ve|ll|d|m|em|cause|n)(?!\w)           # split off before, or cut short
+    | '(?:s|re|ve|ll|d|m|t|em|cause|n)(?!\w)         # split off before, or cut short
     | '\d\ds?\b                                      # '90s
     | (?:\w\.){{2,}}                                 # u.s.
     | (?:{_ABBREVIATIONS})\.(?!\w)
@@ -60,7 +60,7 @@ _WORD = re.compile(
 )
 
 _CLITIC = re.compile(r"(.+?)('(?:s|re|ve|ll|d|m))$")
-_NEGATION = re.compile(r"(.+)(n't)$")
+_NEGATION = re.compile(r"(.*[^'&/-])(n't)$")
 _ASSIMILATED = {
     "cannot": ("can", "not"),
     "gonna": ("gon", "na"),
@@ -80,7 +80,8 @@ TOKENISED_SHARE = 0.99
 def normalise(caption: str) -> str:
     """The words of a caption, lower case, one space between them; "" when it has none.
 
-    A caption with a letter or digit has a word.
+    A caption with a letter or digit has a word. Words stay as they are when normalised again, as
+    those of a decoded caption are.
     """
     text = unicodedata.normalize("NFC", caption).translate(_QUOTES).lower()
     words: list[str] = []
@@ -101,11 +102,11 @@ def is_tokenised(captions: Sequence[str]) -> bool:
 
 
 def _split(word: str) -> tuple[str, ...]:
-    """A word's parts: contractions and possessives."""
+    """A word's parts: contractions and possessives, one after another ("she'd've")."""
     if word in _ASSIMILATED:
         return _ASSIMILATED[word]
     for rule in (_NEGATION, _CLITIC):
         parts = rule.match(word)
         if parts and not word.startswith(("http", "www")):
-            return parts.group(1), parts.group(2)
+            return *_split(parts.group(1)), parts.group(2)
     return (word,)
