@@ -151,6 +151,13 @@ def test_values_beyond_the_range_count_as_its_ends():
     assert colorfulness(image) == colorfulness(np.clip(image, -1, 1))
 
 
+@pytest.mark.parametrize("hue", HUES)
+def test_what_lies_beyond_the_range_in_all_channels_is_gray(hue):
+    image = np.array([[[1.2, 1.3, 1.1], [-1.2, -1.1, -1.3]]], np.float32)
+    hues, vivid = count_colours(image, hue)
+    assert (hues.tolist(), vivid) == ([0, 0, 0, 2, 0, 0, 0], 0)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused(value):
     image = np.zeros((40, 40, 3), np.float32)

@@ -185,9 +185,9 @@ def _f64(r, g, b, axis):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _decide(r, g, b, signed, edges):  # type: ignore[no-untyped-def]
     """Hue bin, and whether it is vivid, of one pixel in float64, as scikit-image has it."""
-    if r == g and g == b:
-        return _MIDDLE, False
     r, g, b = _linear64(r), _linear64(g), _linear64(b)
+    if r == g and g == b:  # also where all lie beyond the same end
+        return _MIDDLE, False
     f = _f64(r, g, b, 1)
     a, b = 500 * (_f64(r, g, b, 0) - f), 200 * (f - _f64(r, g, b, 2))
     if signed:
