@@ -65,7 +65,10 @@ def train_stage_one(
     Args:
       evaluate, stop: see `learner.supervised.train`; so are the errors.
       variables: what to start from; None: fresh ones of `seed`.
+    Raises:
+      ValueError: see `check_dictionary`.
     """
+    check_dictionary(config, task.stage_one.config)
     model = replace(task.stage_one.config, dtype=config.dtype, remat=config.remat)
     if variables is None:
         variables = init_stage_one(model, seed)
@@ -91,6 +94,21 @@ def train_stage_one(
         headline=task.headline,
     )
     return train(training, config, run_directory, variables, evaluate, stop)
+
+
+def check_dictionary(config: StageOneConfig, model: UvimConfig) -> None:
+    """Raises `ValueError` where words out of use would never be replaced.
+
+    Such a word decays to 0 / 0 after some thousand steps, and then is the nearest to everything.
+    """
+    at_rest = config.batch_size * model.tokens / (1 - config.dictionary_momentum) / model.codes
+    if at_rest < 2 * config.min_count:
+        raise ValueError(
+            f"stage_one.min_count {config.min_count:g}: a word's average count is only "
+            f"{at_rest:.3g} (batch_size {config.batch_size}, {model.tokens} tokens, {model.codes} "
+            f"codes, dictionary_momentum {config.dictionary_momentum:g}), so no word could be "
+            f"split and unused ones would decay to nothing; use {at_rest / 2:.3g} at most"
+        )
 
 
 def stage_one_batch(

@@ -15,6 +15,7 @@ from learner.metrics import read_metrics
 from learner.optimizer import make_optimizer
 from learner.stage_one import (
     StageOneBatch,
+    check_dictionary,
     evaluate_stage_one,
     make_dictionary_update,
     make_stage_one_loss,
@@ -272,6 +273,16 @@ def test_settings_that_cannot_work_are_refused():
             StageOneConfig(**values)
     with pytest.raises(ValidationError, match="multiple of microbatches"):
         StageOneConfig(batch_size=6, microbatches=4)
+
+
+def test_a_dictionary_that_could_not_replace_its_unused_words_is_refused(tmp_path):
+    """Their counts would reach 0 and their words 0 / 0 after some 4,000 steps."""
+    check_dictionary(CONFIG, MODEL)
+    # 12 examples of 4 tokens, averaged over 10 steps: 480 for 16 words.
+    check_dictionary(CONFIG.model_copy(update={"min_count": 14.9}), MODEL)
+    config = CONFIG.model_copy(update={"min_count": 15.1})
+    with pytest.raises(ValueError, match=r"min_count 15\.1: .* only 30 .*use 15 at most"):
+        train_stage_one(Squares(), config, tmp_path, seed=0)
 
 
 def test_a_batch_is_a_function_of_its_seeds():
