@@ -77,6 +77,8 @@ def test_the_papers_models_have_the_papers_shapes_without_being_allocated():
 def test_the_papers_tuning_has_the_papers_figures():
     config = paper()
     learner, optimizer = config.learner, config.learner.optimizer
+    data = config.task.data
+    assert len({data.train, data.validation, data.test}) == 3  # held out from each other
     assert config.task.image_size == (512, 512)
     assert config.task.desaturate == 0
     assert (learner.steps, learner.groups_per_step, learner.samples_per_group) == (1_000, 512, 2)
