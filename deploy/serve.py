@@ -88,8 +88,7 @@ def log_to_stderr() -> None:
 
 
 def leave(code: int) -> None:
-    """Ends the process; at once where a thread hangs, which Python would wait for."""
-    if code:
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(code)
+    """Ends the process at once: Python would wait for a thread that still computes, or hangs."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

@@ -220,8 +220,9 @@ def _guarded(name: str, handle: Handler) -> Callable[[bytes, Any], Awaitable[byt
         try:
             answer = await handle(request)
         except WireError as error:
-            logger.warning("%s refused: %s", name, error)
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:_MAX_DETAILS])
+            reason = str(error)[:_MAX_DETAILS]
+            logger.warning("%s refused: %r", name, reason)  # what was sent makes no log lines
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
         except (
             Exception
         ) as error:  # one call ends with it, logged and with a status, not the server

@@ -7,6 +7,7 @@ again, or a worker that asks again, gets the same one and nobody is asked twice.
 """
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -128,10 +129,16 @@ class HumanScorer:
         self._waiting: dict[str, Waiting] = {}
         answers.parent.mkdir(parents=True, exist_ok=True)
         answers.touch()
-        for number, line in enumerate(answers.read_text().splitlines(), 1):
+        lines = answers.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            # It was cut short while it was written, so it never counted.
+            logger.warning("%s: the last line was cut short; it is left out", answers)
+            os.truncate(answers, sum(map(len, lines[:-1])))
+            del lines[-1]
+        for number, line in enumerate(lines, 1):
             self._read(line, f"{answers}, line {number}")
 
-    def _read(self, line: str, where: str) -> None:
+    def _read(self, line: bytes, where: str) -> None:
         try:
             values = json.loads(line)
             outcomes = outcomes_of(values["mode"], values["samples"], values["answer"])
@@ -204,16 +211,26 @@ class HumanScorer:
             "answer": by_sample,
             "waited": round(time.monotonic() - entry.since, 1),
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._append(json.dumps(line).encode() + b"\n")
         self._answers[key] = outcomes
         self._end(entry, ScoreResponse(outcomes))
 
+    def _append(self, line: bytes) -> None:
+        """Writes the whole line to the disk, or raises `OSError` and leaves none of it."""
+        with self._path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                written = file.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+
     def give_up(self, entry: Waiting, error: BaseException) -> None:
         """The group cannot be shown: it fails, so that it holds up nobody."""
-        if entry.key in self._waiting:
+        if self._waiting.get(entry.key) is entry:
             reason = describe(error)
             logger.warning("example %s: %s", entry.group.request.example_id, reason)
             self._end(entry, ScoreResponse((), Failed(reason, FailureKind.DATA)))

@@ -105,7 +105,7 @@ class ComputedScorer:
         self._on_stuck = on_stuck
         self._turn = asyncio.Semaphore(threads)
         self._threads = ThreadPoolExecutor(threads, "reward")
-        self._running: set[asyncio.Task[ScoreResponse]] = set()
+        self._computing: set[asyncio.Task[ScoreResponse]] = set()
 
     @cached_property
     def description(self) -> Description:
@@ -114,24 +114,30 @@ class ComputedScorer:
         return Description(type(reward).__name__, tuple(reward.provides), task_facts(self._task))
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """See `Scorer`; a call whose client has gone keeps its turn until it is done."""
+        """See `Scorer`.
+
+        A call whose client has gone before its turn costs nothing; one that is being computed
+        keeps its turn until it is done.
+        """
+        await self._turn.acquire()
         task = asyncio.create_task(self._score(request))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._computing.add(task)
+        task.add_done_callback(self._done)
         return await asyncio.shield(task)
 
+    def _done(self, task: asyncio.Task[ScoreResponse]) -> None:
+        self._computing.discard(task)
+        self._turn.release()
+
     async def _score(self, request: ScoreRequest) -> ScoreResponse:
-        async with self._turn:
-            computed = asyncio.get_running_loop().run_in_executor(
-                self._threads, self._compute, request
-            )
-            try:
-                return await asyncio.wait_for(computed, self._deadline)
-            except TimeoutError:
-                reason = f"exceeded its deadline of {self._deadline:g} s"
-                logger.error("example %s %s; the server ends", request.example_id, reason)
-                self._on_stuck()
-                return ScoreResponse((), Failed(reason, FailureKind.INFRASTRUCTURE))
+        computed = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, request)
+        try:
+            return await asyncio.wait_for(computed, self._deadline)
+        except TimeoutError:
+            reason = f"exceeded its deadline of {self._deadline:g} s"
+            logger.error("example %s %s; the server ends", request.example_id, reason)
+            self._on_stuck()
+            return ScoreResponse((), Failed(reason, FailureKind.INFRASTRUCTURE))
 
     def _compute(self, request: ScoreRequest) -> ScoreResponse:
         answer = start(self._reward, Group(self._task, request))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,43 @@ def test_a_file_that_holds_no_answers_is_named(tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"key": "00"}\n')
     with pytest.raises(AnswerError, match=r"answers.jsonl, line 1 is no answer"):
         HumanScorer(StubTask(), "rate", tmp_path / "answers.jsonl")
+
+
+def test_an_answer_that_a_crash_cut_short_never_counted(tmp_path, caplog):
+    path = tmp_path / "answers.jsonl"
+
+    async def judge(scorer, client):
+        call = await ask(scorer, 2)
+        await answer(client, (await following(client))["group"]["key"], skip=True)
+        assert (await call).outcomes == (Abstained("skipped"),) * 2
+
+    run(judge, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:40])
+    scorer = HumanScorer(StubTask(), "compare", path)
+    assert scorer.done == 1
+    assert path.read_bytes() == whole
+    assert "cut short" in caplog.text
+
+
+def test_an_answer_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    async def body(scorer, client):
+        call = await ask(scorer, 1)
+        key = (await following(client))["group"]["key"]
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            assert (await answer(client, key, ranks=[1, 2])).status == 500
+        assert (tmp_path / "answers.jsonl").read_bytes() == b""
+        assert not call.done()
+        assert (await answer(client, key, ranks=[1, 2])).status == 200
+        assert len((await call).outcomes) == 2
+        assert HumanScorer(StubTask(), "compare", tmp_path / "answers.jsonl").done == 1
+
+    run(body, tmp_path / "answers.jsonl")
 
 
 def test_refused_answers_change_nothing(tmp_path):

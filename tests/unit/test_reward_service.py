@@ -1,6 +1,9 @@
 """The reward server over real gRPC on loopback: whom and what it answers, and how it ends."""
 
+import asyncio
 import random
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from protos.trajectory import (
 )
 from rewards import remote as remote_module
 from rewards.remote import RemoteReward, RemoteRewardError
+from rewards.service import ComputedScorer
 from tests.remote_rewards import (
     QUICK,
     TASK,
@@ -47,6 +51,40 @@ def test_a_reward_that_exceeds_its_deadline_says_so_and_ends_the_server():
         away.close()
     assert failure.kind is FailureKind.INFRASTRUCTURE
     assert "exceeded its deadline of 0.1 s" in failure.reason
+
+
+def test_a_call_whose_client_has_gone_before_its_turn_costs_nothing():
+    class Slow(SumReward):
+        def score(self, examples, predictions):
+            began.set()
+            released.wait(WAIT)
+            return super().score(examples, predictions)
+
+    began, released, reward = threading.Event(), threading.Event(), Slow()
+
+    async def body() -> None:
+        scorer = ComputedScorer(TASK, reward, WAIT, pytest.fail)
+        computing, waiting, last = [
+            asyncio.create_task(scorer.score(request(example))) for example in range(3)
+        ]
+        await asyncio.to_thread(began.wait, WAIT)
+        for gone in (computing, waiting):  # the first keeps its turn until it is done
+            gone.cancel()
+        await asyncio.sleep(0)
+        assert reward.calls == 0
+        released.set()
+        assert len((await last).outcomes) == 2
+
+    asyncio.run(body())
+    assert reward.calls == 2
+
+
+def test_a_server_ends_though_a_reward_hangs():
+    program = (
+        "import threading; from deploy.serve import leave\n"
+        "threading.Thread(target=threading.Event().wait).start(); leave(0)"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=WAIT, check=True)
 
 
 def test_only_calls_with_the_token_are_answered(tmp_path: Path, monkeypatch, caplog):
@@ -93,7 +131,7 @@ def test_a_token_is_named_once_and_is_one_line(tmp_path: Path, monkeypatch):
         read_token(None, tmp_path / "token")
 
 
-def test_requests_that_do_not_fit_the_task_are_refused_and_cost_nothing():
+def test_requests_that_do_not_fit_the_task_are_refused_and_cost_nothing(caplog):
     good = request()
     lies = {
         "has no example '77'": replace(good, example_id="77"),
@@ -117,6 +155,12 @@ def test_requests_that_do_not_fit_the_task_are_refused_and_cost_nothing():
         assert reward.calls == 0
         channel.unary_unary(SCORE)(good.to_bytes(), timeout=WAIT)
         assert reward.calls == 1
+        long = replace(good, example_id="7\n" * 100_000)
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(SCORE)(long.to_bytes(), timeout=WAIT)
+    told = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(told) == len(lies) + 1
+    assert all("\n" not in line and len(line) < 5000 for line in told)
 
 
 def test_hostile_bytes_end_as_errors_and_the_server_answers_on():
