@@ -156,11 +156,10 @@ def reward_hacking_in(
     """`find_reward_hacking` on lines of metrics.jsonl and of evaluations.jsonl.
 
     A resumed run may be evaluated on other examples than before: what is not comparable with the
-    last evaluation is left out.
+    last evaluation is left out, and so is an evaluation whose metric is not finite.
     """
     trained = [line for line in training if TRAINING_REWARD in line]
-    judged = [line for line in evaluations if metric in line]
-    judged = [line for line in judged if _examples_of(line) == _examples_of(judged[-1])]
+    judged = [line for line in comparable(evaluations) if math.isfinite(line.get(metric, math.nan))]
     return find_reward_hacking(
         metric,
         [int(line["step"]) for line in trained],
@@ -168,6 +167,11 @@ def reward_hacking_in(
         [int(line["step"]) for line in judged],
         [float(line[metric]) for line in judged],
     )
+
+
+def comparable(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluations on the same examples as the last one."""
+    return [line for line in evaluations if _examples_of(line) == _examples_of(evaluations[-1])]
 
 
 def _examples_of(evaluation: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from rewards.combine import RewardLoadError, load_reward
 from rewards.judge import judge_group
 from vision.tasks.boxes import Boxes, Detections
 from vision.tasks.import_path import ImportPathError
-from vision.tasks.registry import build_task
+from vision.tasks.registry import OwnTaskConfig, build_task, prepare_task
 from vision.tasks.task import Example
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -132,6 +132,12 @@ def test_a_task_that_cannot_be_had_says_what_would_be_right(
 ):
     with pytest.raises(ImportPathError, match=message):
         build_task({"kind": kind, "options": options})
+
+
+def test_a_class_that_is_no_task_is_named_before_its_data_is_prepared(beside_the_example):
+    config = OwnTaskConfig(kind="number_task:DigitsReward")
+    with pytest.raises(ImportPathError, match="DigitsReward has no prepare; "):
+        prepare_task(config, lambda what, done, total: None)
 
 
 @pytest.mark.parametrize("example", ["remote_reward.yaml", "human_reward.yaml"])

@@ -131,6 +131,15 @@ def test_evaluations_of_other_examples_are_not_compared():
     assert reward_hacking_in("mAP", training, other) is None
 
 
+def test_an_evaluation_that_gave_no_number_is_left_out():
+    training, judged = lines()
+    fine = [line | {"mAP": 0.5} for line in judged]
+    fine[5]["mAP"] = float("nan")
+    assert reward_hacking_in("mAP", training, fine) is None
+    judged[5]["mAP"] = float("nan")
+    assert reward_hacking_in("mAP", training, judged) is not None
+
+
 def write(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 

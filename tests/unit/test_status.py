@@ -75,6 +75,13 @@ def test_reward_hacking_is_shown():
     assert f"warning: {HACKING}" in shown(status)
 
 
+def test_reasons_are_shown_as_they_are():
+    reason = "ValueError: no [/data/image.png], tokens are int32[k, 36]"
+    status = run_status(CONFIG, workers(), stats(), None)
+    status["queue"]["last_reasons"] = [reason]
+    assert f"failure: {reason}" in shown(status)
+
+
 def test_the_status_of_a_run_before_there_were_warnings_is_shown():
     status = run_status(CONFIG, workers(), stats(), None)
     del status["reward_hacking"]

@@ -1,7 +1,7 @@
 """The tasks there are, by the `kind` of their config."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -84,6 +84,8 @@ def prepare_task(config: TaskConfig, progress: Callable[[str, int, int], None]) 
     """Makes what a task's data needs at first use; see `Task.prepare`."""
     own = isinstance(config, OwnTaskConfig)
     task_class = _own_class(config.kind) if own else KINDS[config.kind][1]
+    if own and not callable(getattr(task_class, "prepare", None)):
+        raise ImportPathError(_lacks(config.kind, task_class.__name__, ["prepare"]))
     task_class.prepare(config, progress)
 
 
@@ -97,11 +99,15 @@ def _build_own(config: OwnTaskConfig) -> Task:
     task: Task = task_class(**config.options)
     missing = sorted(name for name in _task_members() if not hasattr(task, name))
     if missing:
-        raise ImportPathError(
-            f"task {config.kind!r}: {type(task).__name__} has no {', '.join(missing)}; "
-            "`vision.tasks.task.Task` says what they are"
-        )
+        raise ImportPathError(_lacks(config.kind, type(task).__name__, missing))
     return task
+
+
+def _lacks(kind: str, name: str, missing: Sequence[str]) -> str:
+    return (
+        f"task {kind!r}: {name} has no {', '.join(missing)}; "
+        "`vision.tasks.task.Task` says what they are"
+    )
 
 
 def _task_members() -> set[str]:
