@@ -3,10 +3,14 @@
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.processes import load_initial
+from deploy.queues import redis_connection
 from rewards.combine import build_reward
 from rewards.config import RewardsConfig
 from vision.tasks.registry import build_task
 from vision.tasks.task import Task
+
+START_SECONDS = 5.0
+"""A Redis that does not answer so long when a run starts is not there."""
 
 
 def check_tune(config: RunConfig) -> Task:
@@ -25,6 +29,7 @@ def check_tune(config: RunConfig) -> Task:
             "initial: missing; tuning starts from a checkpoint (`rewardtune pretrain` makes one: "
             "runs/NAME/final.npz)"
         )
+    check_queue(config)
     task = build_task(config.task)
     check_stage_one(task)
     reward = build_reward(rewards, task)
@@ -50,6 +55,25 @@ def check_rewards(config: RunConfig) -> RewardsConfig:
             "rewards: {terms: [{path: 'rewards.detection:MeanAveragePrecisionReward'}]}"
         )
     return config.rewards
+
+
+def check_queue(config: RunConfig) -> None:
+    """Asks Redis, where the config names one, whether it loses nothing.
+
+    Raises:
+      RedisUnfit: a setting of it, and what to set.
+      QueueUnavailable: it does not answer, or does not let us in.
+    """
+    if config.replay.url is None:
+        return
+    soon = config.replay.model_copy(update={"patience_seconds": START_SECONDS})
+    connection = redis_connection(soon)
+    from replay.redis_fitness import check_fitness
+
+    try:
+        check_fitness(connection)
+    finally:
+        connection.close()
 
 
 def check_stage_one(task: Task) -> None:

@@ -121,7 +121,7 @@ class RunConfig(BaseModel):
     rewards: RewardsConfig | None = None
     """Rewards and their workers."""
     replay: PacingConfig = PacingConfig()
-    """Order and staleness."""
+    """Order, staleness, and where the queue is."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation."""
     cluster: ClusterConfig = ClusterConfig()
@@ -224,6 +224,7 @@ _MAY_CHANGE = {
     "actors": ("count", "deadline_seconds", "lease_seconds"),
     "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
     "learner": ("checkpoint_every", "keep_checkpoints", "loading_threads", "lease_seconds"),
+    "replay": ("url", "password_env", "password_file", "ca_file", "patience_seconds"),
     "pretrain": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),
     "stage_one": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),
 }

@@ -134,6 +134,8 @@ def _describe(fault: Any, model: type[BaseModel]) -> str:
         kinds = [kind for kind in map(_kind, models) if kind is not None]
         return f"{location}.kind: Field required: one of {', '.join(kinds)}"
     given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
+    if "://" in given and ("@" in given or "password" in given):
+        given = ""  # a URL that may hold a password
     return f"{location or 'config'}: {fault['msg']}{given}"
 
 

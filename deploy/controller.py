@@ -26,14 +26,13 @@ from deploy.cluster import (
 )
 from deploy.config import RunConfig
 from deploy.logs import warnings_to_file
+from deploy.queues import RunQueue, start_queue
 from deploy.reward_hacking import RewardHacking, RewardHackingWatch
 from deploy.run_directory import write_status
 from deploy.workers import Worker
 from learner.stop import StopRequest
 from learner.weight_store import RayWeights, WeightStore
-from replay.memory import MemoryReplayQueue
-from replay.queue import Stats
-from replay.ray_client import RayReplayQueue
+from replay.queue import ReplayQueue, Stats
 from replay.resources import Resources
 from vision.tasks.task import Task
 
@@ -59,6 +58,8 @@ class Controller:
         self._expired: dict[str, int] = {}
         self._last_status = 0.0
         self._stats: Stats | None = None
+        self._queue: RunQueue | None = None
+        self._interruptions = 0
         self._hacking = RewardHackingWatch(config.directory, task.headline)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
@@ -74,9 +75,10 @@ class Controller:
             check_placement(self._requests(), self._config.cluster)
             with (
                 warnings_to_file(self._config.directory, "controller"),
-                self._services() as (queue_handle, store_handle),
+                self._services() as (run_queue, store_handle),
             ):
-                return self._tune(queue_handle, store_handle, stop)
+                self._queue = run_queue
+                return self._tune(run_queue.queue, store_handle, stop)
         finally:
             if started_here:
                 ray.shutdown()
@@ -94,36 +96,32 @@ class Controller:
         return requests
 
     @contextmanager
-    def _services(self) -> Iterator[tuple[Any, Any]]:
-        """The queue and the weight store; one actor each, no CPU."""
+    def _services(self) -> Iterator[tuple[RunQueue, Any]]:
+        """The queue and the weight store; those that are actors take no CPU."""
         config = self._config
-        queue = (
-            ray.remote(MemoryReplayQueue)
-            .options(**self._service_options(processes.QUEUE))
-            .remote(config.queue_config(), processes.ticket_source(config, self._task))
-        )
         versions = config.lag + 1 if config.replay.mode == "ordered" else 1
-        store = (
-            ray.remote(WeightStore)
-            .options(**self._service_options(processes.WEIGHTS))
-            .remote(versions + SPARE_VERSIONS, config.evaluation.every)
-        )
-        try:
-            yield queue, store
-        finally:
-            for worker in self._workers:
-                worker.remove()
-            for handle in (queue, store):
-                ray.kill(handle)
-            self._report_end()
+        tickets = processes.ticket_source(config, self._task)
+        options = self._service_options(processes.QUEUE)
+        with start_queue(config, tickets, options, self._report_last) as run_queue:
+            store = (
+                ray.remote(WeightStore)
+                .options(**self._service_options(processes.WEIGHTS))
+                .remote(versions + SPARE_VERSIONS, config.evaluation.every)
+            )
+            try:
+                yield run_queue, store
+            finally:
+                for worker in self._workers:
+                    worker.remove()
+                ray.kill(store)
+                self._report_end()
 
     def _service_options(self, name: str) -> dict[str, Any]:
         options = actor_options(SERVICE, processes.actor_name(self._config, name))
         # Their state dies with them: a fresh one would answer wrongly instead of not at all.
         return options | {"max_restarts": 0, "max_concurrency": 1000}
 
-    def _tune(self, queue_handle: Any, store_handle: Any, stop: StopRequest) -> dict[str, Any]:
-        queue = RayReplayQueue(queue_handle, self._config.cluster.reply_seconds)
+    def _tune(self, queue: ReplayQueue, store_handle: Any, stop: StopRequest) -> dict[str, Any]:
         weights = RayWeights(store_handle, self._config.cluster.reply_seconds)
         for request in self._requests():
             for index in range(request.count):
@@ -171,20 +169,20 @@ class Controller:
 
         self._workers.append(Worker(name, request.role, start))
 
-    def _watch(self, queue: RayReplayQueue, condition: Callable[[], bool]) -> None:
+    def _watch(self, queue: ReplayQueue, condition: Callable[[], bool]) -> None:
         """Checks the workers until the condition holds."""
         while not condition():
             self._check(queue)
             time.sleep(TICK_SECONDS)
 
-    def _check(self, queue: RayReplayQueue) -> None:
+    def _check(self, queue: ReplayQueue) -> None:
         for worker in self._workers:
             worker.check(partial(self._on_death, queue))
         self._check_placed()
         if time.monotonic() - self._last_status > STATUS_SECONDS:
             self._report(queue)
 
-    def _on_death(self, queue: RayReplayQueue, worker: Worker, reason: str) -> None:
+    def _on_death(self, queue: ReplayQueue, worker: Worker, reason: str) -> None:
         released = queue.release_worker(worker.name, reason)
         if released:
             logger.info("%d groups of %s are given to others", released, worker.name)
@@ -205,20 +203,31 @@ class Controller:
                     f"free now: {ray.available_resources()}"
                 )
 
-    def _report(self, queue: RayReplayQueue) -> None:
+    def _report(self, queue: ReplayQueue) -> None:
         self._last_status = time.monotonic()
         self._stats = queue.stats()
         self._replace_silent(self._stats)
-        found = self._hacking.look()
-        status = run_status(self._config, self._workers, self._stats, found)
+        self._report_last()
+
+    def _report_last(self) -> None:
+        """Writes the status from the last figures of the queue, which may be waited for now."""
+        if self._stats is None:
+            return
+        status = self._status(self._stats)
         write_status(Path(self._config.directory), status)
         self._on_status(status)
+
+    def _status(self, stats: Stats) -> dict[str, Any]:
+        status = run_status(self._config, self._workers, stats, self._hacking.look())
+        if self._queue is not None:
+            status["queue"] |= self._queue.status()
+        return status
 
     def _report_end(self) -> None:
         """The last status, when no worker is left: what the queue held then, and how it ended."""
         if self._stats is None:
             return
-        status = run_status(self._config, self._workers, self._stats, self._hacking.look())
+        status = self._status(self._stats)
         if self._workers[0].finished is None:
             status["state"] = "failed"
         try:
@@ -230,11 +239,15 @@ class Controller:
     def _replace_silent(self, stats: Stats) -> None:
         """A worker whose leases ran out, or that does not answer, is stopped or stuck.
 
-        Ray does not notice: to it, the process lives.
+        Ray does not notice: to it, the process lives. After the queue itself was out of reach,
+        nobody could renew, and nobody was asked: that says nothing of the workers.
         """
+        interruptions = 0 if self._queue is None else self._queue.interruptions
+        queue_was_there = interruptions == self._interruptions
+        self._interruptions = interruptions
         for worker in self._workers:
             expired = stats.expired_by_worker.get(worker.name, 0)
-            if worker.running is not None:
+            if worker.running is not None and queue_was_there:
                 if expired > self._expired.get(worker.name, 0):
                     worker.replace("showed no sign of life while it held work")
                 elif worker.silent_seconds > self._patience(worker.role):
@@ -253,12 +266,12 @@ class Controller:
         }[role]
 
     def _finish_evaluations(
-        self, queue: RayReplayQueue, weights: RayWeights, stop: StopRequest
+        self, queue: ReplayQueue, weights: RayWeights, stop: StopRequest
     ) -> None:
         if self._config.evaluation.every:
             self._watch(queue, lambda: not weights.to_evaluate() or stop.requested)
 
-    def _stop_workers(self, queue: RayReplayQueue) -> None:
+    def _stop_workers(self, queue: ReplayQueue) -> None:
         queue.close()
         for worker in self._workers[1:]:
             worker.ask_to_stop()

@@ -15,8 +15,8 @@ import ray
 
 from deploy.config import RunConfig
 from deploy.logs import configure_logging
+from deploy.queues import join_queue
 from replay.lease_keeper import LeaseKeeper
-from replay.ray_client import RayReplayQueue
 from replay.tickets import TicketSource
 from vision.tasks.registry import build_task
 
@@ -54,9 +54,11 @@ class _Process:
         self.worker = worker
         configure_logging(self.config.directory, worker)
         self.task = build_task(self.config.task)
-        # By name: an actor that Ray may restart must not hold references to what could be gone.
-        queue = ray.get_actor(actor_name(self.config, QUEUE))
-        self.queue = RayReplayQueue(queue, self.config.cluster.reply_seconds)
+        self.queue = join_queue(
+            self.config,
+            lambda: ticket_source(self.config, self.task),
+            actor_name(self.config, QUEUE),
+        )
 
     def run(self) -> dict[str, Any]:
         """The role's life; returns its final status."""

@@ -1,4 +1,4 @@
-"""A connection to Redis that waits for it: lost connections and full memory are told, not swallowed.
+"""A connection to Redis that waits for it: a lost connection or full memory is told, not hidden.
 
 Invariant: a password is in no message, no representation and no config: it is read from the
 environment or a file when the connection is made.
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis import exceptions
@@ -19,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from replay.queue import QueueUnavailable
+from replay.redis_url import shown_url, url_fault
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class RedisSettings:
     def __post_init__(self) -> None:
         fault = url_fault(self.url)
         if fault is not None:
-            raise ValueError(fault)
+            raise ValueError(f"the URL of Redis {fault}")
         if self.password_env and self.password_file:
             raise ValueError(
                 f"the password of Redis is named twice: the variable {self.password_env} and the "
@@ -100,32 +100,6 @@ class RedisSettings:
         if not text.strip():
             raise ValueError(f"no password of Redis: the {where} is not set, or empty")
         return text.strip()
-
-
-def url_fault(url: str) -> str | None:
-    """What is wrong with a Redis URL, without repeating a password; None: nothing."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "not a URL such as redis://HOST:6379/0 (the port must be 0 to 65535)"
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        return f"begins with {parts.scheme or 'no scheme'!r}; use redis://, rediss:// or unix://"
-    if parts.password is not None or "password" in parts.query:
-        return (
-            "holds a password, which the resolved config and process lists would show; "
-            "name where it is with password_env or password_file instead"
-        )
-    if parts.query:
-        return "has a query; what can be set has a setting of its own"
-    database = parts.path.strip("/")
-    if parts.scheme == "unix":
-        return None if database else "has no path of a socket, as in unix:///run/redis.sock"
-    if not parts.hostname or port == 0:
-        return "names no host and port, as redis://HOST:6379/0 does"
-    if database and not database.isdecimal():
-        return f"has the database {database!r}; it must be a number"
-    return None
 
 
 class RedisConnection:
@@ -218,11 +192,3 @@ class RedisConnection:
     def close(self) -> None:
         """Disconnects."""
         self._client.close()
-
-
-def shown_url(url: str) -> str:
-    """A URL without whatever could be a password in it."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    user = f"{parts.username}@" if parts.username else ""
-    return urlunsplit((parts.scheme, user + host, parts.path, "", ""))

@@ -54,13 +54,13 @@ class RedisServer:
             try:
                 self.client().ping()
                 return
+            except redis.AuthenticationError:  # it is there, and wants a password
+                return
             except redis.ConnectionError:
                 log_text = (self.directory / "redis.log").read_text()
                 assert self._process.poll() is None, log_text
                 assert time.monotonic() < deadline, log_text
                 time.sleep(0.02)
-            except redis.AuthenticationError:
-                return
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, protocol=2)

@@ -68,13 +68,17 @@ class Interleavings(RuleBasedStateMachine):
             total_groups=None if steps is None else steps * per_step,
         )
         self.now = 100.0
-        self.queue = QueueState(self.config, mint)
         self.incarnations = 0
+        self.queue = self.make_queue()
         self.live: dict[str, tuple[Lease, float]] = {}
         self.groups: dict[int, Group] = {}
         self.acked: set[int] = set()
         self.dropped = 0
         self.payloads = 0
+
+    def make_queue(self, frontier=None):
+        """A new queue, or the one that a new process makes of a frontier."""
+        return QueueState(self.config, mint, frontier, incarnation=str(self.incarnations))
 
     # -- the model ------------------------------------------------------------------------------
 
@@ -304,7 +308,7 @@ class Interleavings(RuleBasedStateMachine):
         self.incarnations += 1
         frontier = Frontier.from_json(self.queue.frontier().to_json())
         assert _acked(frontier) == self.acked
-        self.queue = QueueState(self.config, mint, frontier, incarnation=str(self.incarnations))
+        self.queue = self.make_queue(frontier)
         self.model_restart(frontier)
 
     def model_restart(self, frontier):

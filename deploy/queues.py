@@ -1,0 +1,154 @@
+"""A run's replay queue, wherever it is: in a Ray actor, or in Redis with `replay.url`."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from deploy.config import RunConfig
+from replay.memory import MemoryReplayQueue
+from replay.pacing import PacingConfig
+from replay.queue import ReplayQueue
+from replay.ray_client import RayReplayQueue
+from replay.tickets import TicketSource
+
+if TYPE_CHECKING:
+    from replay.redis_connection import RedisConnection
+
+
+@dataclass
+class RunQueue:
+    """The queue as the controller sees it.
+
+    Attributes:
+      queue: a client.
+      connection: to Redis; None for the queue in memory.
+    """
+
+    queue: ReplayQueue
+    connection: "RedisConnection | None" = None
+
+    @property
+    def interruptions(self) -> int:
+        """How often it had to be waited for."""
+        return 0 if self.connection is None else self.connection.interruptions
+
+    def status(self) -> dict[str, Any]:
+        """Where it is, and whether it is being waited for."""
+        if self.connection is None:
+            return {"backend": "memory"}
+        return {
+            "backend": "redis",
+            "url": self.connection.name,
+            "waiting": self.connection.waiting,
+            "interruptions": self.connection.interruptions,
+        }
+
+
+@contextmanager
+def start_queue(
+    config: RunConfig,
+    tickets: TicketSource,
+    actor_options: dict[str, Any],
+    on_waiting: Callable[[], None],
+) -> Iterator[RunQueue]:
+    """Makes the run's queue, empty: the learner says from where it goes on.
+
+    Args:
+      config: of the run.
+      tickets: of the run.
+      actor_options: of the Ray actor that holds the queue in memory.
+      on_waiting: called while a lost Redis is waited for.
+    """
+    if config.replay.url is None:
+        actor: Any = ray.remote(MemoryReplayQueue)
+        handle = actor.options(**actor_options).remote(config.queue_config(), tickets)
+        try:
+            yield RunQueue(RayReplayQueue(handle, config.cluster.reply_seconds))
+        finally:
+            ray.kill(handle)
+        return
+    from replay.redis_queue import RedisReplayQueue
+
+    connection = redis_connection(config.replay)
+    connection.on_waiting = on_waiting
+    try:
+        queue = RedisReplayQueue(connection, config.name)
+        queue.create(config.queue_config(), f"{socket.gethostname()}:{config.directory}")
+        yield RunQueue(queue, connection)
+    finally:
+        connection.close()
+
+
+def join_queue(config: RunConfig, tickets: Callable[[], TicketSource], actor: str) -> ReplayQueue:
+    """A worker's client of the run's queue.
+
+    Args:
+      config: of the run.
+      tickets: makes the run's source of tickets, for a queue that does not store them.
+      actor: the name of the Ray actor that holds the queue in memory.
+    """
+    if config.replay.url is None:
+        # By name: an actor that Ray may restart must not hold references to what could be gone.
+        return RayReplayQueue(ray.get_actor(actor), config.cluster.reply_seconds)
+    from replay.redis_queue import RedisReplayQueue
+
+    source = tickets()
+    return RedisReplayQueue(
+        redis_connection(config.replay),
+        config.name,
+        lambda ordinal: source.ticket(ordinal).to_bytes(),
+    )
+
+
+def redis_connection(pacing: PacingConfig) -> "RedisConnection":
+    """The connection of a config with `replay.url`.
+
+    Raises:
+      ValueError: the password or certificate it names is not there, or redis-py is not.
+    """
+    assert pacing.url is not None
+    try:
+        from replay.redis_connection import RedisConnection, RedisSettings
+    except ModuleNotFoundError as error:
+        raise ValueError("replay.url needs redis-py: pip install 'rewardtune[redis]'") from error
+    return RedisConnection(
+        RedisSettings(
+            url=pacing.url,
+            password_env=pacing.password_env,
+            password_file=pacing.password_file,
+            ca_file=pacing.ca_file,
+            patience=pacing.patience_seconds,
+        )
+    )
+
+
+def stored_queues(where: PacingConfig) -> list[dict[str, Any]]:
+    """The runs whose queues are in a Redis, with what `StoredRun` knows of each."""
+    connection = redis_connection(where)
+    from replay.redis_runs import stored_runs
+
+    with closing(connection):
+        return [asdict(run) for run in stored_runs(connection)]
+
+
+def remove_queue(where: PacingConfig, run: str, force: bool = False) -> int:
+    """Removes a run's queue from Redis; returns how many keys it had.
+
+    Raises:
+      ValueError: there is no such run, or it is at work and `force` is not set.
+    """
+    connection = redis_connection(where)
+    from replay.redis_runs import remove_run, stored_runs
+
+    with closing(connection):
+        try:
+            return remove_run(connection, run, force)
+        except KeyError as error:
+            known = ", ".join(stored.name for stored in stored_runs(connection)) or "none"
+            raise ValueError(
+                f"Redis at {connection.name} has no run {run!r}; it has: {known}"
+            ) from error

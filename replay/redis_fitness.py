@@ -1,0 +1,72 @@
+"""Whether a Redis may hold a queue: it must not drop what it was given, whatever happens."""
+
+import logging
+import re
+
+import redis
+from redis.exceptions import ResponseError
+
+from replay.redis_connection import RedisConnection
+
+logger = logging.getLogger(__name__)
+
+OLDEST = (6, 2)
+
+
+class RedisUnfit(ValueError):
+    """A setting of Redis with which groups could be lost, and what to set."""
+
+
+def check_fitness(connection: RedisConnection) -> None:
+    """Raises `RedisUnfit` where settings could lose groups; warns of what is slower or weaker.
+
+    It reads INFO, which managed services answer too; CONFIG, which many forbid, only for the rest.
+    """
+    info = connection.run("info", lambda client, again: client.info())
+    where = f"Redis at {connection.name}"
+    version = str(info.get("redis_version", "0"))
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+        raise RedisUnfit(f"{where} is version {version}; the queue needs 6.2 or newer")
+    if info.get("redis_mode") == "cluster":
+        raise RedisUnfit(
+            f"{where} is a cluster; the queue needs one server (replicas and a proxy are fine)"
+        )
+    policy = info.get("maxmemory_policy")
+    if policy != "noeviction":
+        raise RedisUnfit(
+            f"{where} has maxmemory-policy {policy}: when its memory is full it would drop groups. "
+            "Set `maxmemory-policy noeviction` in redis.conf, or now: "
+            "redis-cli CONFIG SET maxmemory-policy noeviction"
+        )
+    if not info.get("aof_enabled"):
+        raise RedisUnfit(
+            f"{where} keeps no append-only file: a restart would lose the queue. Set `appendonly "
+            "yes` and `appendfsync always` in redis.conf, or now: redis-cli CONFIG SET appendonly "
+            "yes"
+        )
+    if not info.get("maxmemory"):
+        logger.warning(
+            "%s has no maxmemory: when the machine's memory is full, the system ends it. Set "
+            "`maxmemory` in redis.conf to what it may use",
+            where,
+        )
+    sync = connection.run("config get", _appendfsync)
+    if sync not in (None, "always"):
+        logger.warning(
+            "%s has appendfsync %s: a crash of its machine can lose the last second, and groups "
+            "of it are trained twice. Set `appendfsync always` in redis.conf to lose nothing",
+            where,
+            sync,
+        )
+
+
+def _appendfsync(client: redis.Redis, again: bool) -> str | None:
+    try:
+        values = client.config_get("appendfsync")
+    except ResponseError:  # forbidden or renamed, as managed services do
+        return None
+    return {_text(name): _text(value) for name, value in values.items()}.get("appendfsync")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

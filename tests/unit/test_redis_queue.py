@@ -1,0 +1,394 @@
+"""What the queue on Redis promises beside the contract: durable, refusing when full, no secrets."""
+
+import logging
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from protos.trajectory import FailureKind
+from replay.config import QueueConfig
+from replay.queue import Completion, Frontier, QueueUnavailable, Stage
+from replay.redis_connection import (
+    QueueFull,
+    RedisConnection,
+    RedisRefused,
+    RedisSettings,
+)
+from replay.redis_fitness import RedisUnfit, check_fitness
+from replay.redis_queue import RedisReplayQueue, RunTaken
+from replay.redis_runs import RunAtWork, remove_run, stored_runs
+from tests.redis_server import MISSING, redis_server
+
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+CONFIG = QueueConfig(groups_per_step=4, block=2, lag=1)
+
+
+def mint(ordinal):
+    return b"ticket %d" % ordinal
+
+
+@pytest.fixture(scope="module")
+def server():
+    with redis_server() as running:
+        yield running
+
+
+def open_run(server, name, config=CONFIG, patience=20.0):
+    queue = RedisReplayQueue(server.connect(patience), name, mint)
+    queue.create(config, "here")
+    return queue
+
+
+def pass_stage(queue, stage, n=9, payload=b"payload"):
+    leases = queue.lease(stage, n, None, "worker")
+    completions = queue.complete([(lease.id, payload) for lease in leases])
+    assert set(completions) <= {Completion.DONE}
+    return [lease.ordinal for lease in leases]
+
+
+# -- durability ---------------------------------------------------------------------------------
+
+
+def test_nothing_acknowledged_is_lost_and_nothing_trained_twice_over_kills_of_the_server():
+    """Workers and a learner go on through five SIGKILLs at moments that nothing chose."""
+    config = QueueConfig(groups_per_step=4, block=2, lag=2, total_groups=200)
+    trained, answered = [], set()
+    with redis_server() as server:
+        open_run(server, "killed", config)
+        over = threading.Event()
+
+        def work(stage, n):
+            queue = RedisReplayQueue(server.connect(60.0), "killed", mint)
+            while not over.is_set():
+                leases = queue.lease(stage, n, None, stage, wait=0.05)
+                items = [(lease.id, b"%s %d" % (stage.encode(), lease.ordinal)) for lease in leases]
+                assert all(c is Completion.DONE for c in queue.complete(items))
+                answered.update((stage, lease.ordinal) for lease in leases)
+
+        def learn():
+            queue = RedisReplayQueue(server.connect(60.0), "killed", mint)
+            while not queue.stats().finished:
+                leases = queue.lease("to_train", 4, None, "learner", wait=0.05)
+                assert all(g.payload == b"to_score %d" % g.ordinal for g in leases)
+                trained.extend(lease.ordinal for lease in leases)
+                queue.ack([lease.ordinal for lease in leases])
+            over.set()
+            return queue.stats()
+
+        with ThreadPoolExecutor(3) as pool:
+            workers = [pool.submit(work, "to_sample", 1), pool.submit(work, "to_score", 3)]
+            learner = pool.submit(learn)
+            for kills in range(1, 6):
+                while len(trained) < 30 * kills and not learner.done():
+                    time.sleep(0.001)
+                server.kill(signal.SIGKILL)
+                server.start()
+            stats = learner.result(timeout=60)
+            for worker in workers:
+                worker.result(timeout=60)
+        assert trained == list(range(200))
+        assert answered == {(s, o) for s in ("to_sample", "to_score") for o in range(200)}
+        assert (stats.acked, stats.redelivered, stats.too_late, stats.expired) == (200, 0, 0, 0)
+
+
+def test_everything_is_as_it_was_after_a_kill():
+    with redis_server() as server:
+        queue = open_run(server, "kept", QueueConfig(groups_per_step=4, block=2, lag=1))
+        pass_stage(queue, "to_sample", payload=b"\x00\xff" * 5000)
+        (held, bad, *_) = queue.lease("to_score", 3, None, "scorer")
+        queue.fail([(bad.id, "bröken", FailureKind.DATA)])
+        before = (queue.frontier(), queue.quarantine(), queue.stats().out)
+        server.kill()
+        server.start()
+        assert (queue.frontier(), queue.quarantine(), queue.stats().out) == before
+        assert held.payload == b"\x00\xff" * 5000
+        assert queue.complete([(held.id, b"scored")]) == [Completion.DONE]
+        assert queue.stats().last_reasons == ("ordinal 1, to_score: bröken",)
+
+
+def lose_answers(queue, times=1):
+    """The next answers are lost on the way, after Redis has done what was asked."""
+    run, left = queue.connection.run, [times]
+
+    def losing(what, attempt):
+        def once(client, again):
+            answer = attempt(client, again)
+            if left[0]:
+                left[0] -= 1
+                raise redis.ConnectionError("Connection closed by server.")
+            return answer
+
+        return run(what, once)
+
+    queue.connection.run = losing
+
+
+def test_a_call_whose_answer_was_lost_has_its_effect_once(server):
+    queue = open_run(server, "lost")
+    lose_answers(queue)
+    leases = queue.lease("to_sample", 1, None, "s")
+    assert [lease.ordinal for lease in leases] == [0, 1]
+    lose_answers(queue, 2)
+    assert queue.complete([(g.id, b"p") for g in leases]) == [Completion.DONE] * 2
+    (lease,) = queue.lease("to_score", 1, None, "r")
+    lose_answers(queue)
+    failed = queue.fail([(lease.id, "no memory", FailureKind.INFRASTRUCTURE)])
+    assert failed == [Completion.DONE]
+    stats = queue.stats()
+    assert stats.too_late == 0
+    assert len(stats.last_reasons) == 1
+    assert [lease.ordinal for lease in queue.lease("to_sample", 1, None, "s")] == [2, 3]
+
+
+def test_another_request_is_not_answered_from_memory(server):
+    queue = open_run(server, "requests")
+    first = queue.lease("to_sample", 1, None, "s")
+    lose_answers(queue)
+    assert [lease.ordinal for lease in queue.lease("to_sample", 1, None, "s")] == [2, 3]
+    assert queue.complete([(g.id, b"p") for g in first]) == [Completion.DONE] * 2
+
+
+# -- out of reach, or full ----------------------------------------------------------------------
+
+
+def test_a_lost_server_is_waited_for_and_told(caplog):
+    told = []
+    with redis_server() as server:
+        queue = open_run(server, "waits")
+        connection = queue.connection
+        connection.on_waiting = lambda: told.append(connection.waiting)
+        server.kill()
+        with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.WARNING):
+            waiting = pool.submit(queue.lease, "to_sample", 1, None, "s")
+            while not told:
+                time.sleep(0.005)
+            server.start()
+            assert len(waiting.result(timeout=30)) == 2
+    assert "waiting for Redis at unix://" in told[0]
+    assert connection.waiting is None
+    assert connection.interruptions == 1
+    messages = [record.message for record in caplog.records]
+    assert messages[0].startswith("waiting for Redis")
+    assert messages[-1].endswith("answers again")
+
+
+def test_a_server_that_stays_away_is_unavailable_after_the_patience():
+    with redis_server() as server:
+        queue = open_run(server, "gone", patience=0.3)
+        server.kill()
+        with pytest.raises(QueueUnavailable, match=r"could not do `frontier` for 0.3 s: no answer"):
+            queue.frontier()
+        server.start()
+        assert queue.frontier() == Frontier()
+
+
+def test_a_queue_that_redis_lost_is_not_made_anew_in_silence(server):
+    queue = open_run(server, "flushed")
+    server.client().delete("rewardtune:{flushed}:meta")
+    with pytest.raises(QueueUnavailable, match="no queue of the run flushed"):
+        queue.lease("to_sample", 1, None, "s")
+
+
+def test_full_memory_refuses_samples_and_drops_nothing():
+    megabyte = b"x" * 2**20
+    config = QueueConfig(groups_per_step=8, block=1, lag=1)
+    with redis_server("--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
+        queue = open_run(server, "full", config, patience=0.2)
+        done, refused = [], None
+        while refused is None:
+            leases = queue.lease("to_sample", 1, None, "s")
+            if not leases:
+                break
+            try:
+                queue.complete([(leases[0].id, megabyte)])
+            except QueueFull as error:
+                refused = (leases[0], str(error))
+            else:
+                done.append(leases[0].ordinal)
+        held, message = refused
+        assert "raise maxmemory" in message
+        assert len(done) >= 2
+        # Scored groups are no larger than they were: they pass, are trained, and make room.
+        for lease in queue.lease("to_score", 9, None, "r"):
+            assert lease.payload == megabyte
+            assert queue.complete([(lease.id, b"scored")]) == [Completion.DONE]
+        assert queue.complete([(held.id, megabyte)]) == [Completion.DONE]
+        assert queue.stats().out == len(done) + 1
+        assert queue.stats().quarantined == 0
+
+
+def test_while_memory_is_full_no_work_is_begun_and_what_is_done_waits_for_room():
+    with redis_server("--maxmemory-policy", "noeviction") as server:
+        queue = open_run(server, "room", QueueConfig(groups_per_step=8, block=1, lag=1))
+        (lease,) = queue.lease("to_sample", 1, None, "s")
+        server.client().config_set("maxmemory", 1)
+        assert queue.lease("to_sample", 9, None, "s") == []
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(queue.complete, [(lease.id, b"sample")])
+            while queue.connection.waiting is None:
+                time.sleep(0.005)
+            server.client().config_set("maxmemory", 0)
+            assert waiting.result(timeout=30) == [Completion.DONE]
+        assert len(queue.lease("to_sample", 9, None, "s")) == 9
+
+
+# -- at start -----------------------------------------------------------------------------------
+
+
+def test_a_fit_server_is_silent(caplog):
+    with redis_server("--maxmemory", "1gb", "--maxmemory-policy", "noeviction") as server:
+        check_fitness(server.connect())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("maxmemory-policy", "allkeys-lru", "CONFIG SET maxmemory-policy noeviction"),
+        ("appendonly", "no", "Set `appendonly yes`"),
+    ],
+)
+def test_a_server_that_could_lose_groups_is_refused_with_what_to_set(server, name, value, sentence):
+    client = server.client()
+    (before,) = client.config_get(name).values()
+    client.config_set(name, value)
+    try:
+        with pytest.raises(RedisUnfit, match=sentence):
+            check_fitness(server.connect())
+    finally:
+        client.config_set(name, before)
+
+
+def test_a_weaker_server_is_warned_of(server, caplog):
+    client = server.client()
+    client.config_set("appendfsync", "everysec")
+    try:
+        check_fitness(server.connect())
+    finally:
+        client.config_set("appendfsync", "always")
+    text = "\n".join(record.message for record in caplog.records)
+    assert "Set `appendfsync always`" in text
+    assert "Set `maxmemory`" in text
+
+
+# -- users and secrets --------------------------------------------------------------------------
+
+
+RIGHTS = ("~rewardtune:*", "+@all", "-@dangerous", "+info")
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    with redis_server("--requirepass", "admin secret") as server:
+        admin = redis.Redis.from_url(server.url, password="admin secret", protocol=2)
+        admin.execute_command("ACL", "SETUSER", "tuner", "on", ">s3cret", *RIGHTS)
+        yield server
+
+
+def as_user(server, monkeypatch, password, user="tuner"):
+    monkeypatch.setenv("QUEUE_PASSWORD", password)
+    url = f"unix://{user}@{server.socket}"
+    return RedisConnection(RedisSettings(url, password_env="QUEUE_PASSWORD", patience=1.0))
+
+
+def test_a_user_with_few_rights_runs_the_whole_queue(guarded, monkeypatch, tmp_path):
+    connection = as_user(guarded, monkeypatch, "s3cret")
+    check_fitness(connection)
+    queue = RedisReplayQueue(connection, "acl", mint)
+    queue.create(CONFIG, "here")
+    assert pass_stage(queue, "to_sample") == pass_stage(queue, "to_score") == list(range(8))
+    queue.ack(list(range(8)))
+    assert queue.frontier() == Frontier(8)
+    queue.close()
+    assert remove_run(connection, "acl") >= 1
+    file = tmp_path / "password"
+    file.write_text("s3cret\n")
+    by_file = RedisSettings(f"unix://tuner@{guarded.socket}", password_file=file)
+    assert RedisConnection(by_file).run("ping", lambda client, again: client.ping())
+
+
+def test_a_wrong_password_is_refused_at_once_and_never_told(guarded, monkeypatch):
+    connection = as_user(guarded, monkeypatch, "wr0ng")
+    with pytest.raises(RedisRefused, match=r"replay\.password_env") as caught:
+        RedisReplayQueue(connection, "acl", mint).frontier()
+    told = f"{caught.value} {caught.value!r} {connection!r} {connection.settings!r}"
+    assert "wr0ng" not in told
+    assert caught.value.__cause__ is None
+
+
+def test_a_password_that_is_not_there_is_named_by_its_place(monkeypatch, tmp_path):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(ValueError, match="environment variable NOT_SET is not set"):
+        RedisConnection(RedisSettings("redis://h:1/0", password_env="NOT_SET"))
+    with pytest.raises(ValueError, match=r"missing cannot be read"):
+        RedisConnection(RedisSettings("redis://h:1/0", password_file=tmp_path / "missing"))
+    with pytest.raises(ValueError, match="named twice"):
+        RedisSettings("redis://h:1/0", password_env="A", password_file=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"ca_file .*: no such file"):
+        RedisConnection(RedisSettings("rediss://h:1/0", ca_file=tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("http://h", "'http'"),
+        ("redis://user:s3cret@h:1/0", "password"),
+        ("redis://h:1/0?password=s3cret", "password"),
+        ("redis://h:1/0?socket_timeout=0", "query"),
+        ("redis://h:99999/0", "port"),
+        ("redis:///0", "host"),
+        ("redis://h:1/queue", "'queue'"),
+        ("unix://", "path"),
+    ],
+)
+def test_a_url_that_cannot_be_is_refused_without_repeating_a_password(url, fault):
+    with pytest.raises(ValueError, match=fault) as caught:
+        RedisSettings(url)
+    assert "s3cret" not in str(caught.value)
+
+
+# -- runs ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_listed_and_removed_and_others_stay(server):
+    ours, other = open_run(server, "a.run"), open_run(server, "a-run")
+    pass_stage(ours, "to_sample")
+    pass_stage(other, "to_sample")
+    stored = {run.name: run for run in stored_runs(ours.connection)}
+    assert (stored["a.run"].groups, stored["a.run"].at_work) == (8, True)
+    assert stored["a.run"].memory > 0
+    with pytest.raises(RunAtWork, match="at work in here"):
+        remove_run(ours.connection, "a.run")
+    ours.close()
+    remove_run(ours.connection, "a.run")
+    assert not [key for key in server.client().scan_iter() if b"{a.run}" in key]
+    assert other.stats().out == 8
+    with pytest.raises(KeyError):
+        remove_run(ours.connection, "a.run")
+
+
+def test_two_controllers_do_not_share_a_name(server):
+    queue = open_run(server, "shared")
+    rival = RedisReplayQueue(server.connect(), "shared", mint)
+    with pytest.raises(RunTaken, match="at work in here"):
+        rival.create(CONFIG, "elsewhere")
+    queue.create(CONFIG, "here")  # its own controller, started again
+    queue.close()
+    rival.create(CONFIG, "elsewhere")
+
+
+def test_a_queue_made_anew_knows_no_lease_and_no_count_of_before(server):
+    queue = open_run(server, "anew")
+    (lease, _) = queue.lease("to_sample", 1, None, "s")
+    queue.fail([(lease.id, "broken", FailureKind.DATA)])
+    (other,) = queue.lease("to_train", 1, None, "l")
+    queue.create(CONFIG, "here")
+    assert queue.renew([other.id]) == []
+    stats = queue.stats()
+    assert (stats.out, stats.quarantined, stats.last_reasons) == (0, 0, ())
+    assert stats.stages[Stage.TO_TRAIN].leased == 0
