@@ -93,7 +93,8 @@ def test_logits_that_do_not_fit_are_named():
         ((semantics, instances[:, :0], (2, 2)), "at least one"),
         ((semantics, instances[:3], (2, 2)), r"instances have the shape \(3, 5, 16\)"),
         ((semantics, instances, (2, 2), 1.5), "min_fraction is 1.5"),
-        ((broken, instances, (2, 2)), "not finite"),
+        ((broken, instances, (2, 2)), "semantic logits are not finite"),
+        ((semantics, np.full_like(instances, np.nan), (2, 2)), "instance logits are not finite"),
     ]:
         with pytest.raises(ValueError, match=message):
             merge_logits(*arguments)

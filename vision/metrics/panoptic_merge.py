@@ -66,15 +66,18 @@ def merge_logits(
         raise ValueError(f"instances have the shape {instances.shape}: at least one is expected")
     if not 0 <= min_fraction <= 1:
         raise ValueError(f"min_fraction is {min_fraction}; it must be in 0 .. 1")
-    ids, sums, counts = _merge(
+    ids, sums, counts, broken = _merge(
         np.ascontiguousarray(semantics, np.float32),
         np.ascontiguousarray(instances, np.float32),
         height,
         width,
         side,
     )
-    if not np.isfinite(sums).all():
-        raise ValueError("the semantic logits are not finite: the decoder's weights may be broken")
+    for name, wrong in (("semantic", not np.isfinite(sums).all()), ("instance", broken)):
+        if wrong:
+            raise ValueError(
+                f"the {name} logits are not finite: the decoder's weights may be broken"
+            )
     labels = sums.argmax(axis=1).astype(np.int32)
     labels[(counts == 0) | (counts < min_fraction * ids.size)] = 0
     return Merged(ids, labels)
@@ -82,7 +85,7 @@ def merge_logits(
 
 @numba.njit(nogil=True, cache=True)
 def _winners(logits, best, winner):  # type: ignore[no-untyped-def]
-    """The argmax over the channels of [I, pixels]."""
+    """The argmax over the channels of [I, pixels]; a NaN in the first stays in `best`."""
     pixels = len(best)
     for k in range(pixels):
         best[k] = logits[0, k]
@@ -114,7 +117,8 @@ def _sum_where(values, winner, instance):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _merge(semantics, instances, height, width, side):  # type: ignore[no-untyped-def]
-    """Instance ids [H, W], summed semantic logits [I, S] float64, and pixels [I] of instances."""
+    """Instance ids [H, W], summed semantic logits [I, S] float64, pixels [I] of instances, and
+    whether a winning logit is not finite."""
     patches, classes, pixels = semantics.shape
     n = instances.shape[1]
     ids = np.empty((height * side, width * side), np.int32)
@@ -124,10 +128,12 @@ def _merge(semantics, instances, height, width, side):  # type: ignore[no-untype
     winner = np.empty(pixels, np.int32)
     last_seen = np.full(n, -1, np.int64)  # the last patch that showed each instance
     here = np.empty(n, np.int32)  # the instances of this patch
+    broken = False
     for patch in range(patches):
         _winners(instances[patch], best, winner)
         shown = 0
         for k in range(pixels):
+            broken |= not np.isfinite(best[k])
             counts[winner[k]] += 1
             if last_seen[winner[k]] != patch:
                 last_seen[winner[k]] = patch
@@ -148,4 +154,4 @@ def _merge(semantics, instances, height, width, side):  # type: ignore[no-untype
         for y in range(side):
             for x in range(side):
                 ids[top + y, left + x] = winner[y * side + x]
-    return ids, sums, counts
+    return ids, sums, counts, broken
