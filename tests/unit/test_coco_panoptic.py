@@ -149,6 +149,7 @@ def test_overlapping_segments_are_named(files):
         (lambda c: segment(c).update(id="2"), "id is '2'; expected int"),
         (lambda c: segment(c).update(category_id=4), "segment 2 has the unknown category 4"),
         (lambda c: segment(c).update(area="much"), "segment 2 has the area 'much'"),
+        (lambda c: segment(c).update(area=float("nan")), "segment 2 has the area nan"),
     ],
 )
 def test_a_json_that_is_not_of_the_format_is_named(files, edit, message):

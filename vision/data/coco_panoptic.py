@@ -6,6 +6,7 @@ id its category and whether it is a crowd. Labels are 1 .. C in the order of the
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +295,7 @@ def _segment(info: Any, label_of: Mapping[int, int], where: str) -> SegmentInfo:
     if category not in label_of:
         raise AnnotationError(f"{where}: segment {number} has the unknown category {category}")
     area = info.get("area")
-    if area is not None and not isinstance(area, int | float):
+    if area is not None and not (isinstance(area, int | float) and math.isfinite(area)):
         raise AnnotationError(f"{where}: segment {number} has the area {area!r}; expected pixels")
     crowd = bool(info.get("iscrowd", 0))
     return SegmentInfo(number, label_of[category], crowd, None if area is None else int(area))
