@@ -135,6 +135,8 @@ def test_an_empty_candidate_scores_0_and_an_end_not_said_counts_against_it():
     assert said > cut > 0
     assert empty == 0
     assert scorer.score(cooked, [], []).shape == (0,)
+    with pytest.raises(ValueError, match="2 candidates, but 1 values in ended"):
+        scorer.score(cooked, [0, 0], ["a cat", ""], [True])
 
 
 @pytest.mark.parametrize("references", [[], [["a"], []], [["a"], "ab"]])

@@ -138,6 +138,8 @@ class Cider:
         rows = np.asarray(images, np.int64)
         if rows.shape != (len(candidates),):
             raise ValueError(f"{len(candidates)} candidates, but images of shape {rows.shape}")
+        if ended is not None and len(ended) != len(candidates):
+            raise ValueError(f"{len(candidates)} candidates, but {len(ended)} values in ended")
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(cooked):
             raise ValueError(f"images {rows.min()} .. {rows.max()} of {len(cooked)} cooked ones")
         words, starts = self._numbered(candidates, learn=False, ended=ended)
@@ -169,7 +171,8 @@ class Cider:
         fresh: dict[str, int] = known if learn else {}
         split = [caption.split() for caption in captions]
         if self._end:
-            for words, has_end in zip(split, ended or repeat(True), strict=False):
+            ends = repeat(True, len(split)) if ended is None else ended
+            for words, has_end in zip(split, ends, strict=True):
                 if has_end:
                     words.append(END_WORD)
         starts = np.zeros(len(captions) + 1, np.int64)
