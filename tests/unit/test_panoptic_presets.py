@@ -1,10 +1,12 @@
 """The panoptic configs that ship carry the paper's figures and follow on each other."""
 
 import math
+import re
 
 import jax
 import numpy as np
 import pytest
+import yaml
 from flax.traverse_util import flatten_dict
 
 from deploy.config import REPOSITORY, RunConfig
@@ -14,6 +16,7 @@ from vision.models.presets import model_config
 from vision.models.sequence import abstract_params
 from vision.models.uvim import abstract_stage_one
 from vision.models.uvim_config import Plane, check_stage_two
+from vision.tasks.panoptic import PanopticConfig
 from vision.tasks.registry import build_task
 
 QUICKSTART = ("stage_one", "pretrain", "pq")
@@ -108,6 +111,15 @@ def test_digits_are_never_mirrored():
         quickstart("pretrain", "task.augment.scale=[1.0, 1.5]")
     changed = quickstart("pretrain", "task.augment={scale: [0.8, 1.2], flip: 0}")
     assert changed.task.augment.flip == 0
+
+
+def test_the_pages_example_of_own_data_is_a_config_with_a_stage_one():
+    page = (REPOSITORY / "docs/panoptic.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    config = PanopticConfig.model_validate(yaml.safe_load(example)["task"])
+    assert config.data.kind == "coco_panoptic"
+    planes = (Plane("semantics", 134), Plane("instances", config.instances))
+    assert config.stage_one.build(config.image_size, planes).grid == (32, 32)
 
 
 def test_the_papers_models_have_the_papers_shapes_without_being_allocated():
