@@ -1,0 +1,74 @@
+"""Whole runs on a real Ray with the queue on a real redis-server."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.checks import check_queue
+from deploy.run_directory import read_status
+from learner.stop import StopRequest
+from replay.redis_fitness import RedisUnfit
+from replay.redis_runs import stored_runs
+from tests.redis_server import MISSING, RedisServer, redis_server
+from tests.runs import Run
+
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+Tune = Callable[..., Run]
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server("--maxmemory", "1gb", "--maxmemory-policy", "noeviction") as running:
+        yield running
+
+
+def assert_same_weights(run: Run, other: Run) -> None:
+    mine, others = run.weights(), other.weights()
+    assert mine.keys() == others.keys()
+    assert all(np.array_equal(mine[name], others[name]) for name in mine)
+
+
+def test_weights_are_those_of_the_queue_in_memory(
+    tune: Tune, undisturbed: Run, server: RedisServer
+) -> None:
+    run = tune("on_redis", {"replay.url": server.url, "rewards.count": 2})
+    assert_same_weights(run, undisturbed)
+    queue = read_status(run.directory)["queue"]
+    assert (queue["backend"], queue["url"], queue["waiting"]) == ("redis", server.url, None)
+    connection = server.connect()
+    (stored,) = stored_runs(connection)
+    assert (stored.name, stored.at_work) == ("on_redis", False)
+    server.client().config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(RedisUnfit, match="noeviction"):
+        check_queue(run.config)
+
+
+def test_a_killed_redis_changes_no_weight_and_is_shown_while_it_is_away(
+    tune: Tune, undisturbed: Run, server: RedisServer
+) -> None:
+    seen: list[Mapping[str, Any]] = []
+    away = 0
+
+    def kill_once(status: Mapping[str, Any], stop: StopRequest) -> None:
+        nonlocal away
+        seen.append(json.loads(json.dumps(status, default=str)))
+        if status["step"] >= 2 and not away:
+            away = 1
+            server.kill()
+        elif away == 1 and status["queue"]["waiting"]:
+            away = 2
+            server.start()
+
+    slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
+    run = tune("killed_redis", {"replay.url": server.url, "rewards.terms": [slow]}, kill_once)
+    assert away == 2
+    assert_same_weights(run, undisturbed)
+    waiting = [status["queue"]["waiting"] for status in seen if status["queue"]["waiting"]]
+    assert waiting[0].startswith("waiting for Redis at unix://")
+    last = seen[-1]
+    assert last["queue"]["interruptions"] >= 1
+    assert all(worker["restarts"] == 0 for worker in last["workers"])
