@@ -6,7 +6,7 @@ Invariant: what comes back is either one finite `Scored`, `Abstained` or `Failed
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from protos.trajectory import (
+    DTYPES,
     Abstained,
     Failed,
     FailureKind,
@@ -60,7 +61,8 @@ def judge_group(
 
 def group_failure(error: BaseException) -> GroupFailure:
     """What an exception of a reward means for its group."""
-    infrastructure = isinstance(error, InfrastructureError)
+    # What was called off says nothing of the data.
+    infrastructure = isinstance(error, InfrastructureError | CancelledError)
     kind = FailureKind.INFRASTRUCTURE if infrastructure else FailureKind.DATA
     return GroupFailure(kind, describe(error))
 
@@ -161,6 +163,12 @@ def checked(reward: AnyReward, outcomes: object, count: int) -> tuple[Outcome, .
 def _checked(reward: AnyReward, index: int, outcome: object) -> Outcome:
     name = type(reward).__name__
     if isinstance(outcome, Abstained | Failed):
+        named = isinstance(outcome, Abstained) or isinstance(outcome.kind, FailureKind)
+        if not (named and isinstance(outcome.reason, str)):
+            raise RewardContractError(
+                f"{name}.score returned {shorten(repr(outcome))} for sample {index}; its reason "
+                "must be text, and the kind of a failure a FailureKind"
+            )
         return outcome
     if not isinstance(outcome, Scored):
         raise RewardContractError(
@@ -185,6 +193,12 @@ def _checked(reward: AnyReward, index: int, outcome: object) -> Outcome:
             f"{sorted(outcome.auxiliary)}"
         )
     for key, array in outcome.auxiliary.items():
+        dtype = np.asarray(array).dtype.name
+        if not isinstance(key, str) or dtype not in DTYPES:
+            raise RewardContractError(
+                f"{name} gave sample {index} the auxiliary array {key!r} of {dtype}; expected a "
+                f"name that is text, and one of {', '.join(DTYPES)}"
+            )
         if not np.all(np.isfinite(array)):
             return Failed(f"{name} gave {key} values that are not finite", FailureKind.DATA)
     return Scored(float(value), outcome.auxiliary)

@@ -116,11 +116,20 @@ class RemoteReward:
     def close(self) -> None:
         """Ends the thread and the connection; unanswered groups fail."""
         with self._starting:
-            loop, channel = self._loop, self._channel
-            self._loop = self._channel = None
-        if loop is not None and channel is not None:
-            asyncio.run_coroutine_threadsafe(channel.close(), loop).result()
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._call_off(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
+
+    async def _call_off(self) -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        if calls:
+            await asyncio.wait(calls)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._starting:

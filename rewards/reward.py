@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, Protocol
 
 from typing_extensions import TypeIs
@@ -54,6 +53,8 @@ class Group:
         self.request = request
         self.seconds: dict[str, float] = {}
         self._task = task
+        self._example: Example | None = None
+        self._predictions: list[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.request)
@@ -70,16 +71,25 @@ class Group:
     def _add(self, part: str, seconds: float) -> None:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
-    @cached_property
+    # No cached_property: that of Python 3.11 holds a lock that all groups share, so that a server's
+    # threads would load and decode one after the other.
+    @property
     def example(self) -> Example:
         """The example, augmented as the model saw it."""
-        request = self.request
-        with self.timed("loading"):
-            return self._task.load(request.split, request.example_id, request.augmentation_seed)
+        if self._example is None:
+            seed = self.request.augmentation_seed
+            with self.timed("loading"):
+                self._example = self._task.load(self.request.split, self.request.example_id, seed)
+        return self._example
 
-    @cached_property
+    @property
     def predictions(self) -> list[Any]:
         """[K] predictions, as the task reads them."""
+        if self._predictions is None:
+            self._predictions = self._decoded()
+        return self._predictions
+
+    def _decoded(self) -> list[Any]:
         example = self.example  # its loading is no part of the decoding
         apart: Mapping[str, float] = getattr(self._task, "decode_seconds", {})
         before = dict(apart)

@@ -50,6 +50,23 @@ def test_reward_that_is_not_finite_fails_its_own_sample(value):
     assert second == Scored(1.0)
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Failed("no label", "data"),
+        Failed(None, FailureKind.DATA),
+        Abstained(None),
+        Scored(1.0, {"iou": np.zeros(2, complex)}),
+        Scored(1.0, {"iou": np.array(["a"])}),
+        Scored(1.0, {1: np.zeros(2)}),
+    ],
+)
+def test_what_could_not_travel_fails_its_group_before_it_is_sent(outcome):
+    failure = judged([outcome, Scored(1.0)])
+    assert failure.kind is FailureKind.DATA
+    assert "RewardContractError" in failure.reason
+
+
 def test_auxiliary_array_that_is_not_finite_fails_its_own_sample():
     good, bad = np.ones(2, np.float32), np.array([1, np.nan], np.float32)
     first, second = judged([Scored(1.0, {"iou": bad}), Scored(1.0, {"iou": good})], ["iou"])

@@ -19,7 +19,7 @@ from protos.trajectory import (
 from rewards import remote as remote_module
 from rewards.combine import RewardLoadError, SubmittedSum, load_reward
 from rewards.facts import differences, task_facts
-from rewards.judge import GroupFailure, start
+from rewards.judge import GroupFailure, group_failure, start
 from rewards.remote import RemoteReward, RemoteRewardError
 from tests.remote_rewards import (
     QUICK,
@@ -176,6 +176,22 @@ def test_a_group_that_is_called_off_is_called_off_at_the_server():
         assert answer.cancel()
         assert ended.wait(WAIT)
         away.close()
+
+
+def test_groups_without_an_answer_are_infrastructure_failures_once_it_is_closed():
+    held = threading.Event()
+
+    async def never(data: bytes) -> bytes:
+        held.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with stub(never) as server:
+        away = RemoteReward(TASK, server.address, **QUICK)
+        answer = start(away, group(TASK))
+        assert held.wait(WAIT)
+        away.close()
+        assert group_failure(answer.exception(WAIT)).kind is FailureKind.INFRASTRUCTURE
 
 
 @pytest.mark.parametrize(

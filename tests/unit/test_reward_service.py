@@ -28,6 +28,7 @@ from tests.remote_rewards import (
     QUICK,
     TASK,
     WAIT,
+    StubTask,
     SumReward,
     group,
     outcome_of,
@@ -77,6 +78,26 @@ def test_a_call_whose_client_has_gone_before_its_turn_costs_nothing():
 
     asyncio.run(body())
     assert reward.calls == 2
+
+
+def test_threads_load_and_decode_at_the_same_time():
+    together = threading.Barrier(3, timeout=WAIT)
+
+    class Together(StubTask):
+        def load(self, split, example_id, augmentation_seed):
+            together.wait()
+            return super().load(split, example_id, augmentation_seed)
+
+        def decode(self, example, tokens, logprobs):
+            together.wait()
+            return super().decode(example, tokens, logprobs)
+
+    async def body() -> None:
+        scorer = ComputedScorer(Together(), SumReward(), WAIT, pytest.fail, threads=3)
+        answers = await asyncio.gather(*(scorer.score(request(n)) for n in range(3)))
+        assert all(len(answer.outcomes) == 2 for answer in answers)
+
+    asyncio.run(body())
 
 
 def test_a_server_ends_though_a_reward_hangs():
