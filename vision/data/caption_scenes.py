@@ -24,6 +24,7 @@ import numpy as np
 from vision.data.array_cache import cache_root, write_arrays
 from vision.data.scenes import (
     FINE,
+    INK,
     POINTS,
     SIDE,
     SPLITS,
@@ -168,7 +169,7 @@ def draw_scene(
         jitter = random.randint(-_JITTER, _JITTER + 1, 3, np.int32)
         bright = np.clip(np.array(TINTS[tint], np.int32) + jitter, 0, 255)
         paint(random, canvas, plate, opacity, (top, left), dark, bright)
-        ink.append(int((opacity >= 128).sum()))
+        ink.append(int((opacity >= INK).sum()))
         seen.append((digit, tint, size))
     image = take_picture(random, canvas)
     return image, [

@@ -17,6 +17,7 @@ from vision.data.config import (
     CocoCaptionsOptions,
     KarpathyOptions,
 )
+from vision.data.example_ids import no_example
 from vision.data.images import ImageError, load_rgb
 from vision.data.scenes import SPLITS
 
@@ -226,12 +227,6 @@ def read_object(path: Path) -> dict[str, Any]:
 def has_words(caption: str) -> bool:
     """Whether a caption holds a letter or a digit of any script."""
     return any(character.isalnum() for character in caption)
-
-
-def no_example(example_id: str, known: Sequence[str]) -> str:
-    """What to say of an id that a split does not have."""
-    span = f"{known[0]} .. {known[-1]}" if known else "none"
-    return f"no example {example_id!r} in this split; it has {len(known)}: {span}"
 
 
 def _coco_split(options: CocoCaptionsOptions, split: str) -> dict[str, _Entry]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vision.data.coco import CocoInstances, load_instances
 from vision.data.config import CocoOptions, DataOptions, ScenesOptions
+from vision.data.example_ids import no_example
 from vision.data.scenes import (
     CLASS_NAMES,
     POINTS,
@@ -68,7 +69,7 @@ class ScenesSource:
     def load(self, example_id: str) -> DetectionSample:
         """See `DetectionSource`."""
         if example_id not in self._index:
-            raise KeyError(_no_example(example_id, self.example_ids))
+            raise KeyError(no_example(example_id, self.example_ids))
         index = self._index[example_id]
         boxes, labels = self._scenes.annotations(index)
         image = np.asarray(self._scenes.images[index])
@@ -91,7 +92,7 @@ class CocoSource:
         """See `DetectionSource`; `ImageError`: the image is missing or broken."""
         entry = self._instances.images.get(example_id)
         if entry is None:
-            raise KeyError(_no_example(example_id, self.example_ids))
+            raise KeyError(no_example(example_id, self.example_ids))
         image = self._instances.read_image(example_id)
         return DetectionSample(image, entry.boxes, entry.labels, entry.crowd)
 
@@ -156,8 +157,3 @@ def _instances(options: CocoOptions, split: str) -> CocoInstances:
     if options.check_images:
         instances.check_images()
     return instances
-
-
-def _no_example(example_id: str, known: Sequence[str]) -> str:
-    span = f"{known[0]} .. {known[-1]}" if known else "none"
-    return f"no example {example_id!r} in this split; it has {len(known)}: {span}"

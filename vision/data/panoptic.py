@@ -9,6 +9,7 @@ import numpy as np
 
 from vision.data.coco_panoptic import Category, CocoPanoptic, load_panoptic
 from vision.data.config import CocoPanopticOptions, PanopticDataOptions, PanopticScenesOptions
+from vision.data.example_ids import no_example
 from vision.data.panoptic_scenes import CATEGORIES, PanopticScenes, load_panoptic_scenes
 from vision.data.scenes import SPLITS
 from vision.data.segments import SegmentMap
@@ -56,7 +57,7 @@ class PanopticScenesSource:
     def load(self, example_id: str) -> PanopticSample:
         """See `PanopticSource`."""
         if example_id not in self._index:
-            raise KeyError(_no_example(example_id, self.example_ids))
+            raise KeyError(no_example(example_id, self.example_ids))
         index = self._index[example_id]
         return PanopticSample(np.asarray(self._scenes.images[index]), self._scenes.segments(index))
 
@@ -72,7 +73,7 @@ class CocoPanopticSource:
     def load(self, example_id: str) -> PanopticSample:
         """See `PanopticSource`."""
         if example_id not in self._files.images:
-            raise KeyError(_no_example(example_id, self.example_ids))
+            raise KeyError(no_example(example_id, self.example_ids))
         image = self._files.read_image(example_id, self._images)
         return PanopticSample(image, self._files.read_segments(example_id))
 
@@ -127,8 +128,3 @@ def _coco(options: CocoPanopticOptions, split: str) -> CocoPanopticSource:
     if options.check_images:
         files.check_files(place.images)
     return CocoPanopticSource(files, place.images)
-
-
-def _no_example(example_id: str, known: Sequence[str]) -> str:
-    span = f"{known[0]} .. {known[-1]}" if known else "none"
-    return f"no example {example_id!r} in this split; it has {len(known)}: {span}"

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from vision.data.config import ImageOptions, PhotosOptions
+from vision.data.example_ids import no_example
 from vision.data.images import ImageError, load_rgb
 from vision.data.scenes import SPLITS
 
@@ -64,7 +65,7 @@ class PhotoCrops:
     def load(self, example_id: str) -> np.ndarray:
         """See `ImageSource`; half of the training crops are mirrored."""
         if example_id not in self._index:
-            raise KeyError(_no_example(example_id, self.example_ids))
+            raise KeyError(no_example(example_id, self.example_ids))
         photo, window, mirrored = self.place(self._index[example_id])
         top, left, side = window
         crop = photo_pixels(self._split)[photo][top : top + side, left : left + side]
@@ -108,7 +109,7 @@ class ImageFolder:
     def load(self, example_id: str) -> np.ndarray:
         """See `ImageSource`; whatever the file holds, see `load_rgb`."""
         if example_id not in self._files:
-            raise KeyError(_no_example(example_id, self.example_ids))
+            raise KeyError(no_example(example_id, self.example_ids))
         return load_rgb(self._files[example_id])
 
 
@@ -159,9 +160,3 @@ def _path(package: str, file: str) -> Path:
             "here: pip install 'rewardtune[quickstart]'"
         )
     return Path(spec.origin).parent / file
-
-
-def _no_example(example_id: str, known: Sequence[str]) -> str:
-    return (
-        f"no example {example_id!r} in this split; it has {len(known)}: {known[0]} .. {known[-1]}"
-    )
