@@ -200,6 +200,10 @@ def test_words_stay_words_and_text_with_a_letter_has_one(text):
     assert bool(words) or not any(c.isalnum() for c in text)
 
 
+def test_any_number_of_contractions_is_split():
+    assert normalise("a" + "'s" * 2000) == "a" + " 's" * 2000
+
+
 def test_what_the_reference_tokenizer_wrote_stays_as_it_is(coco):
     references, candidates = coco
     sentences = [text for some in references for text in some] + candidates

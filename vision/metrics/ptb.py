@@ -103,10 +103,11 @@ def is_tokenised(captions: Sequence[str]) -> bool:
 
 def _split(word: str) -> tuple[str, ...]:
     """A word's parts: contractions and possessives, one after another ("she'd've")."""
-    if word in _ASSIMILATED:
-        return _ASSIMILATED[word]
-    for rule in (_NEGATION, _CLITIC):
-        parts = rule.match(word)
-        if parts and not word.startswith(("http", "www")):
-            return *_split(parts.group(1)), parts.group(2)
-    return (word,)
+    ends: list[str] = []
+    while word not in _ASSIMILATED and not word.startswith(("http", "www")):
+        parts = _NEGATION.match(word) or _CLITIC.match(word)
+        if parts is None:
+            break
+        word = parts.group(1)
+        ends.append(parts.group(2))
+    return *_ASSIMILATED.get(word, (word,)), *reversed(ends)
