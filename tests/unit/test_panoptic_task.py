@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from protos.reward import ScoreRequest
 from protos.trajectory import Scored
+from rewards.judge import start
 from rewards.panoptic import PanopticQualityReward
+from rewards.reward import Group
 from vision.data.coco_panoptic import Category, write_panoptic
 from vision.data.segments import SegmentMap
 from vision.tasks.panoptic import PanopticConfig, PanopticTask
@@ -187,6 +190,15 @@ def test_code_words_are_read_as_the_published_code_reads_them(tmp_path, golden):
             np.testing.assert_array_equal(found.ids, expected[..., 1])
             assert (other.ids != found.ids).any()
         assert task.decode_seconds["merging"] > 0
+
+
+def test_a_reward_worker_tells_merging_from_decoding(tmp_path, golden):
+    task = coco(tmp_path, golden)
+    tokens = np.ones((2, 16), np.int32)
+    group = Group(task, ScoreRequest("train", "0", 5, tokens, np.zeros((2, 16), np.float32)))
+    assert start(PanopticQualityReward(task), group).exception() is None
+    assert list(group.seconds) == ["loading", "decoding", "merging", "scoring"]
+    assert group.seconds["merging"] == task.decode_seconds["merging"]
 
 
 def test_targets_are_codes_that_are_allowed(tmp_path, golden):
