@@ -119,6 +119,16 @@ def test_a_folder_gives_its_image_files_by_their_path(folder):
         source.load("c.png")
 
 
+def test_links_are_followed_and_a_link_back_counts_nothing_twice(folder, tmp_path_factory):
+    (folder / "sub" / "back").symlink_to(folder)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "b.PNG").rename(elsewhere / "b.PNG")
+    (folder / "linked").symlink_to(elsewhere)
+    source = open_images(FolderOptions(train=folder), "train")
+    assert source.example_ids == ["a.bmp", "linked/b.PNG", "sub/gray.jpg"]
+    assert source.load("linked/b.PNG").shape == (10, 14, 3)
+
+
 def test_a_broken_or_vanished_image_is_named(folder):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     source = open_images(FolderOptions(train=folder), "train")

@@ -7,7 +7,7 @@ cut when it is asked for: that takes less than reading it from a cache would sav
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,13 +94,7 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise ImageError(f"no folder of images {folder}")
-        # `os.walk` asks nothing of the single files, of which there may be a million.
-        paths = sorted(
-            Path(place) / name
-            for place, _, names in os.walk(folder, followlinks=True)
-            for name in names
-            if name.lower().endswith(SUFFIXES)
-        )
+        paths = sorted(_image_files(folder))
         if not paths:
             raise ImageError(f"the folder {folder} holds no image file ({', '.join(SUFFIXES)})")
         self._files = {path.relative_to(folder).as_posix(): path for path in paths}
@@ -150,6 +144,15 @@ def photo_pixels(split: str) -> tuple[np.ndarray, ...]:
     for photo in photos:
         photo.setflags(write=False)
     return photos
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """The image files below a folder; links are followed, but not back to where they stand."""
+    # `os.walk` asks nothing of the single files, of which there may be a million.
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place).resolve()
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]
+        yield from (Path(place) / name for name in names if name.lower().endswith(SUFFIXES))
 
 
 def _path(package: str, file: str) -> Path:
