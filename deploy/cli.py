@@ -3,26 +3,21 @@
 import json
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Callable, Mapping
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated
 
 import typer
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from deploy.cli_output import AsJson, console, friendly, print_metrics
 from deploy.cluster import add_working_directory_to_path, compilation_cache
 from deploy.config import RunConfig
 from deploy.config_file import read_config as read_file
+from deploy.score_commands import score_app
 from deploy.simulation.command import simulate_runs
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 app = typer.Typer(
     add_completion=False,
@@ -30,18 +25,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Tunes vision models with task rewards: actors sample, rewards score, a learner trains.",
 )
-score_app = typer.Typer(no_args_is_help=True, help="Judge prediction files, without a model.")
 app.add_typer(score_app, name="score")
 serve_app = typer.Typer(no_args_is_help=True, help="Serve rewards to workers elsewhere.")
 app.add_typer(serve_app, name="serve")
-console = Console()
 
 ConfigPath = Annotated[str, typer.Argument(help="A YAML config, or the path of a preset.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to it, such as learner.steps=100.")
 ]
 Overwrite = Annotated[bool, typer.Option(help="Remove what the run's directory holds, and start.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Host = Annotated[str, typer.Option(help="Address of this machine; 0.0.0.0 for all.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 TokenEnv = Annotated[
@@ -50,28 +42,6 @@ TokenEnv = Annotated[
 TokenFile = Annotated[Path | None, typer.Option(help="File with that token.")]
 TlsCertificate = Annotated[Path | None, typer.Option(help="PEM certificate chain, for TLS.")]
 TlsKey = Annotated[Path | None, typer.Option(help="Its PEM key.")]
-
-
-def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Ends with one clear message for what a user can mend, and with a traceback for our bugs."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except KeyboardInterrupt as error:
-            print(f"rewardtune: {error or 'interrupted'}", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except (ValueError, OSError, RuntimeError, ArithmeticError, TimeoutError) as error:
-            if isinstance(error, ValidationError) or logging.getLogger().isEnabledFor(
-                logging.DEBUG
-            ):
-                raise
-            print(f"rewardtune: {type(error).__name__}: {error}", file=sys.stderr)
-            print("(`rewardtune --debug ...` shows where it was raised)", file=sys.stderr)
-            raise typer.Exit(1) from None
-
-    return wrapped
 
 
 def read_config(path: str, overrides: list[str] | None) -> RunConfig:
@@ -264,39 +234,6 @@ def demo(
     console.print(f"report with pictures: {path}")
 
 
-@score_app.command()
-@friendly
-def detection(
-    annotations: Annotated[Path, typer.Option(help="COCO instances JSON, the ground truth.")],
-    predictions: Annotated[Path, typer.Option(help="COCO results JSON.")],
-    as_json: AsJson = False,
-) -> None:
-    """The 12 COCO figures of a prediction file, and its mean rewards an image."""
-    from rewards.score import score_detection
-
-    print_metrics(str(predictions), score_detection(annotations, predictions), as_json)
-
-
-@score_app.command()
-@friendly
-def captioning(
-    references: Annotated[Path, typer.Option(help="{id: [sentence, ...]}, or COCO captions.")],
-    candidates: Annotated[Path, typer.Option(help="{id: [sentence]}, or COCO results.")],
-    tokenised: Annotated[
-        bool | None,
-        typer.Option("--tokenised/--raw", help="What the sentences are; default: seen from them."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """CIDEr-D of a file of captions (papers report it times 100); --json has it by image, too."""
-    from rewards.score_captioning import score_captions
-
-    figures = score_captions(references, candidates, tokenised)
-    if not as_json:
-        del figures["by_image"]
-    print_metrics(str(candidates), figures, as_json)
-
-
 @serve_app.command()
 @friendly
 def reward(
@@ -348,67 +285,7 @@ def human(
     serve_human(read_config(config, overrides), mode, answers, options, page_host, page_port)
 
 
-@score_app.command()
-@friendly
-def panoptic(
-    annotations: Annotated[Path, typer.Option(help="COCO panoptic JSON, the ground truth.")],
-    annotation_dir: Annotated[Path, typer.Option(help="The folder of its PNGs.")],
-    predictions: Annotated[Path, typer.Option(help="COCO panoptic JSON of predictions.")],
-    prediction_dir: Annotated[Path, typer.Option(help="The folder of its PNGs.")],
-    penalty: Annotated[
-        float, typer.Option(help="What an unmatched prediction costs the reward.")
-    ] = 0.3,
-    as_json: AsJson = False,
-) -> None:
-    """PQ, SQ and RQ over all classes, things and stuff and by class, and the reward an image."""
-    from rewards.score_panoptic import score_panoptic
-
-    scores = score_panoptic(annotations, annotation_dir, predictions, prediction_dir, penalty)
-    if as_json:
-        print(json.dumps(scores, indent=1))
-        return
-    table = Table("", "PQ", "SQ", "RQ", "N", title=str(predictions), title_justify="left")
-    splits = {name: scores[name] for name in ("all", "things", "stuff")}
-    for name, figures in {**splits, **scores["classes"]}.items():
-        cells = [f"{figures[key]:.4f}" for key in ("PQ", "SQ", "RQ")] if figures else ["-"] * 3
-        table.add_row(name, *cells, str(figures.get("N", "")) if figures else "0")
-    console.print(table)
-    console.print(f"reward an image: {scores['reward']:.4f} (mean of {scores['images']})")
-
-
-@score_app.command()
-@friendly
-def colorization(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    hue: Annotated[str, typer.Option(help="atan2, or arctan as the paper writes it.")] = "atan2",
-    as_json: AsJson = False,
-) -> None:
-    """Vivid fraction, hue entropy and their product, the reward, of each image, and the means."""
-    from rewards.score_colorization import MEANS, score_colorization
-
-    scores = score_colorization(images, hue)
-    if as_json:
-        print(json.dumps(scores, indent=1))
-        return
-    table = Table("image", *MEANS)
-    rows = {**scores["by_image"], f"mean of {scores['images']}": scores}
-    for name, figures in rows.items():
-        table.add_row(name, *(f"{figures[mean]:.4f}" for mean in MEANS))
-    console.print(table)
-
-
 app.command("simulate")(friendly(simulate_runs))
-
-
-def print_metrics(title: str, metrics: Mapping[str, Any], as_json: bool = False) -> None:
-    """A table of metrics, or JSON."""
-    if as_json:
-        print(json.dumps(dict(metrics), indent=1))
-        return
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console.print(table)
 
 
 def main() -> None:

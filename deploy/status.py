@@ -51,6 +51,8 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
         f"{queue['dropped']} dropped, {queue['quarantined']} quarantined, "
         f"{queue['redelivered']} redelivered"
     )
+    if queue.get("waiting"):
+        console.print(queue["waiting"], style="yellow", highlight=False)
     table = Table("worker", "state", "process", "restarts", "groups", "working", "of it", "waiting")
     for worker in status["workers"]:
         table.add_row(

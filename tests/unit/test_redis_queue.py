@@ -1,5 +1,6 @@
 """What the queue on Redis promises beside the contract: durable, refusing when full, no secrets."""
 
+import json
 import logging
 import signal
 import threading
@@ -8,17 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
+from typer.testing import CliRunner
 
+from deploy.cli import app
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.queue import Completion, Frontier, QueueUnavailable, Stage
-from replay.redis_connection import (
-    QueueFull,
-    RedisConnection,
-    RedisRefused,
-    RedisSettings,
-)
-from replay.redis_fitness import RedisUnfit, check_fitness
+from replay.redis_connection import QueueFull
 from replay.redis_queue import RedisReplayQueue, RunTaken
 from replay.redis_runs import RunAtWork, remove_run, stored_runs
 from tests.redis_server import MISSING, redis_server
@@ -237,121 +234,6 @@ def test_while_memory_is_full_no_work_is_begun_and_what_is_done_waits_for_room()
         assert len(queue.lease("to_sample", 9, None, "s")) == 9
 
 
-# -- at start -----------------------------------------------------------------------------------
-
-
-def test_a_fit_server_is_silent(caplog):
-    with redis_server("--maxmemory", "1gb", "--maxmemory-policy", "noeviction") as server:
-        check_fitness(server.connect())
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("maxmemory-policy", "allkeys-lru", "CONFIG SET maxmemory-policy noeviction"),
-        ("appendonly", "no", "Set `appendonly yes`"),
-    ],
-)
-def test_a_server_that_could_lose_groups_is_refused_with_what_to_set(server, name, value, sentence):
-    client = server.client()
-    (before,) = client.config_get(name).values()
-    client.config_set(name, value)
-    try:
-        with pytest.raises(RedisUnfit, match=sentence):
-            check_fitness(server.connect())
-    finally:
-        client.config_set(name, before)
-
-
-def test_a_weaker_server_is_warned_of(server, caplog):
-    client = server.client()
-    client.config_set("appendfsync", "everysec")
-    try:
-        check_fitness(server.connect())
-    finally:
-        client.config_set("appendfsync", "always")
-    text = "\n".join(record.message for record in caplog.records)
-    assert "Set `appendfsync always`" in text
-    assert "Set `maxmemory`" in text
-
-
-# -- users and secrets --------------------------------------------------------------------------
-
-
-RIGHTS = ("~rewardtune:*", "+@all", "-@dangerous", "+info")
-
-
-@pytest.fixture(scope="module")
-def guarded():
-    with redis_server("--requirepass", "admin secret") as server:
-        admin = redis.Redis.from_url(server.url, password="admin secret", protocol=2)
-        admin.execute_command("ACL", "SETUSER", "tuner", "on", ">s3cret", *RIGHTS)
-        yield server
-
-
-def as_user(server, monkeypatch, password, user="tuner"):
-    monkeypatch.setenv("QUEUE_PASSWORD", password)
-    url = f"unix://{user}@{server.socket}"
-    return RedisConnection(RedisSettings(url, password_env="QUEUE_PASSWORD", patience=1.0))
-
-
-def test_a_user_with_few_rights_runs_the_whole_queue(guarded, monkeypatch, tmp_path):
-    connection = as_user(guarded, monkeypatch, "s3cret")
-    check_fitness(connection)
-    queue = RedisReplayQueue(connection, "acl", mint)
-    queue.create(CONFIG, "here")
-    assert pass_stage(queue, "to_sample") == pass_stage(queue, "to_score") == list(range(8))
-    queue.ack(list(range(8)))
-    assert queue.frontier() == Frontier(8)
-    queue.close()
-    assert remove_run(connection, "acl") >= 1
-    file = tmp_path / "password"
-    file.write_text("s3cret\n")
-    by_file = RedisSettings(f"unix://tuner@{guarded.socket}", password_file=file)
-    assert RedisConnection(by_file).run("ping", lambda client, again: client.ping())
-
-
-def test_a_wrong_password_is_refused_at_once_and_never_told(guarded, monkeypatch):
-    connection = as_user(guarded, monkeypatch, "wr0ng")
-    with pytest.raises(RedisRefused, match=r"replay\.password_env") as caught:
-        RedisReplayQueue(connection, "acl", mint).frontier()
-    told = f"{caught.value} {caught.value!r} {connection!r} {connection.settings!r}"
-    assert "wr0ng" not in told
-    assert caught.value.__cause__ is None
-
-
-def test_a_password_that_is_not_there_is_named_by_its_place(monkeypatch, tmp_path):
-    monkeypatch.delenv("NOT_SET", raising=False)
-    with pytest.raises(ValueError, match="environment variable NOT_SET is not set"):
-        RedisConnection(RedisSettings("redis://h:1/0", password_env="NOT_SET"))
-    with pytest.raises(ValueError, match=r"missing cannot be read"):
-        RedisConnection(RedisSettings("redis://h:1/0", password_file=tmp_path / "missing"))
-    with pytest.raises(ValueError, match="named twice"):
-        RedisSettings("redis://h:1/0", password_env="A", password_file=tmp_path / "b")
-    with pytest.raises(ValueError, match=r"ca_file .*: no such file"):
-        RedisConnection(RedisSettings("rediss://h:1/0", ca_file=tmp_path / "missing"))
-
-
-@pytest.mark.parametrize(
-    ("url", "fault"),
-    [
-        ("http://h", "'http'"),
-        ("redis://user:s3cret@h:1/0", "password"),
-        ("redis://h:1/0?password=s3cret", "password"),
-        ("redis://h:1/0?socket_timeout=0", "query"),
-        ("redis://h:99999/0", "port"),
-        ("redis:///0", "host"),
-        ("redis://h:1/queue", "'queue'"),
-        ("unix://", "path"),
-    ],
-)
-def test_a_url_that_cannot_be_is_refused_without_repeating_a_password(url, fault):
-    with pytest.raises(ValueError, match=fault) as caught:
-        RedisSettings(url)
-    assert "s3cret" not in str(caught.value)
-
-
 # -- runs ---------------------------------------------------------------------------------------
 
 
@@ -370,6 +252,23 @@ def test_a_run_is_listed_and_removed_and_others_stay(server):
     assert other.stats().out == 8
     with pytest.raises(KeyError):
         remove_run(ours.connection, "a.run")
+
+
+def test_gc_lists_runs_and_removes_one(server):
+    queue = open_run(server, "collected")
+    listed = CliRunner().invoke(app, ["gc", "--url", server.url, "--json"])
+    assert "collected" in [run["name"] for run in json.loads(listed.output)]
+    refused = CliRunner().invoke(app, ["gc", "--url", server.url, "--run", "collected"])
+    assert refused.exit_code == 1
+    assert "at work in here" in refused.output
+    removed = CliRunner().invoke(app, ["gc", "--url", server.url, "--run", "collected", "--force"])
+    assert removed.exit_code == 0, removed.output
+    assert "collected" not in CliRunner().invoke(app, ["gc", "--url", server.url]).output
+    with pytest.raises(QueueUnavailable, match="no queue of the run collected"):
+        queue.stats()
+    unknown = CliRunner().invoke(app, ["gc", "--url", server.url, "--run", "colected"])
+    assert unknown.exit_code == 1
+    assert "no run 'colected'" in unknown.output
 
 
 def test_two_controllers_do_not_share_a_name(server):

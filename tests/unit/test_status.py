@@ -93,3 +93,10 @@ def test_an_old_status_tells_a_run_that_ended_from_one_that_vanished():
     assert "no longer running" in shown(status | {"state": "training"})
     for state in ("finished", "stopped", "failed"):
         assert "no longer running" not in shown(status | {"state": state})
+
+
+def test_a_queue_that_is_waited_for_is_shown():
+    status = run_status(CONFIG, workers(), stats(), None)
+    assert "waiting for" not in shown(status)
+    status["queue"] |= {"waiting": "waiting for Redis at redis://h:1/0: no answer"}
+    assert "waiting for Redis at redis://h:1/0: no answer" in shown(status)
