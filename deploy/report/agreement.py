@@ -50,10 +50,10 @@ def measure_agreement(
 ) -> Agreement | None:
     """Pairs up both series; None when there is no pair.
 
-    An evaluation that no training step is nearest to is left out.
+    An evaluation that no training step is nearest to, or that gave no number, is left out.
     """
     paired = reward_by_evaluation(reward_steps, rewards, metric_steps)
-    kept = [i for i, value in enumerate(paired) if np.isfinite(value)]
+    kept = [i for i, value in enumerate(paired) if np.isfinite([value, values[i]]).all()]
     if not kept:
         return None
     xs, ys = [paired[i] for i in kept], [float(values[i]) for i in kept]

@@ -1,5 +1,6 @@
 """Decodes and scores the policies of a run: what reports and analyses measure with."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,11 +10,14 @@ from actors.engine import Engine
 from actors.evaluation import greedy_predictions
 from deploy.config import RunConfig
 from deploy.report.distribution import RewardDistribution, describe_rewards
-from protos.trajectory import Scored
+from protos.trajectory import Failed, Scored
 from rewards.judge import judge_group
 from rewards.reward import Reward
 from vision.tasks.task import Example, Task
 
+logger = logging.getLogger(__name__)
+
+REASONS_TOLD = 5
 Progress = Callable[[str], None]
 
 
@@ -30,6 +34,7 @@ class PolicyJudge:
     ):
         self._task, self._engine, self._reward = task, engine, reward
         self._config, self._progress = config, progress
+        self._told: set[str] = set()
 
     @classmethod
     def of_run(cls, config: RunConfig, task: Task, progress: Progress) -> "PolicyJudge":
@@ -104,8 +109,18 @@ class PolicyJudge:
             return np.full(len(predictions), np.nan)
         outcomes = judge_group(self._reward, example, predictions)
         if not isinstance(outcomes, tuple):
+            self._tell(example, outcomes.reason)
             return np.full(len(predictions), np.nan)
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                self._tell(example, outcome.reason)
         return np.array([o.reward if isinstance(o, Scored) else np.nan for o in outcomes])
+
+    def _tell(self, example: Example, reason: str) -> None:
+        """Why a sample has no reward: each of the first reasons once."""
+        if reason not in self._told and len(self._told) < REASONS_TOLD:
+            self._told.add(reason)
+            logger.warning("example %s has no reward: %s", example.example_id, reason)
 
 
 def example_seeds(seed: int, positions: Sequence[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 from actors.evaluator import BEST_FILE, read_evaluations
 from deploy.config import RunConfig
+from deploy.reward_hacking import comparable
 from deploy.run_directory import (
     CONFIG_FILE,
     STATUS_FILE,
@@ -29,7 +30,7 @@ class RunRecords:
     Attributes:
       settings: the resolved config, YAML.
       metrics: lines of metrics.jsonl, by step.
-      evaluations: held-out metrics, by step.
+      evaluations: held-out metrics, by step, on the same examples.
       status: the last status.json; empty when there is none.
       missing: a sentence for each thing that the run has not left.
     """
@@ -79,7 +80,13 @@ def read_records(directory: Path) -> RunRecords:
         metrics = list(read_metrics(directory))
     if not metrics:
         missing.append(f"No {METRICS_FILE}: there are no training curves and no learner's times.")
-    evaluations = read_evaluations(directory) or _evaluations_in(metrics)
+    every = read_evaluations(directory)
+    evaluations = comparable(every) or _evaluations_in(metrics)
+    if len(evaluations) < len(every):
+        missing.append(
+            f"{len(every) - len(evaluations)} evaluations of an earlier part of the run: they were "
+            "made on other examples than the last one."
+        )
     if not evaluations:
         missing.append(
             "No held-out evaluations during the run: the curves show training only "

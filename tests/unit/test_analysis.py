@@ -19,10 +19,12 @@ from deploy.report.distribution import describe_rewards, summary
 from deploy.report.figure import PAGE, PAPER
 from deploy.report.judge import PolicyJudge, example_seeds
 from deploy.report.measured import Curve, PolicyFigures
+from deploy.report.records import find_policies, read_records
 from deploy.report.show import show_analysis
 from deploy.reward_hacking import RewardHacking
 from deploy.run_directory import RunDirectoryError
 from protos.trajectory import Abstained, Scored
+from tests.unit.test_report import run_directory, write_lines
 from vision.tasks.task import Example
 
 HACKING = RewardHacking("points", (0, 40), (80, 120), 0.5, 0.4, 0.01, 1.0, 2.0)
@@ -79,6 +81,13 @@ def test_there_is_no_rank_correlation_where_there_is_nothing_to_rank():
     assert "no rank correlation" in str(few)
     assert measure_agreement("r", [], [], "m", [0], [1.0]) is None
     assert measure_agreement("r", [1], [1.0], "m", [], []) is None
+
+
+def test_an_evaluation_that_gave_no_number_is_left_out():
+    found = measure_agreement(
+        "r", [1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0], "m", [1, 2, 3, 4], [1.0, math.nan, 2.0, 3.0]
+    )
+    assert (found.steps, found.rank_correlation) == ([1, 3, 4], 1.0)
 
 
 def test_an_evaluation_without_training_steps_near_it_is_left_out():
@@ -231,12 +240,41 @@ def test_any_task_is_sampled_in_blocks_of_one_shape_and_scored_by_its_reward():
     assert abstaining.unscored == 10 * SAMPLES
 
 
+def test_why_there_is_no_reward_is_told_once(caplog):
+    class Broken:
+        provides = ()
+
+        def score(self, examples, predictions):
+            raise KeyError("no such label")
+
+    judge = PolicyJudge(ToyTask(), ToyEngine(), Broken(), toy_config(), lambda line: None)
+    _, greedy = judge.greedy(None, toy_examples(3), "toy")
+    assert np.isnan(greedy).all()
+    (told,) = [r.getMessage() for r in caplog.records if "no reward" in r.getMessage()]
+    assert "no such label" in told
+
+
 def test_an_example_has_its_seed_whatever_else_is_sampled():
     some, all_of_them = example_seeds(3, [2, 17, 5]), example_seeds(3, range(30))
     np.testing.assert_array_equal(some, all_of_them[[2, 17, 5]])
     assert len(set(all_of_them)) == 30
     assert set(example_seeds(4, range(30))).isdisjoint(all_of_them)
     assert example_seeds(0, []).shape == (0,)
+
+
+def test_evaluations_on_other_examples_are_not_mixed_with_the_last(tmp_path):
+    run_directory(tmp_path)
+    (tmp_path / "best.npz").touch()
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 9}])
+    lines = [
+        {"step": step, "split": "validation", "examples": count, "mAP": value}
+        for step, count, value in ((0, 10, 0.9), (5, 100, 0.5), (7, 100, 0.4))
+    ]
+    write_lines(tmp_path / "evaluations.jsonl", lines)
+    records = read_records(tmp_path)
+    assert [line["step"] for line in records.evaluations] == [5, 7]
+    assert any(sentence.startswith("1 evaluations of an earlier") for sentence in records.missing)
+    assert find_policies(records, "mAP")[0][-1].step == 5
 
 
 def test_a_run_without_rewards_is_refused(tmp_path):
