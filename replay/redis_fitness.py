@@ -65,8 +65,8 @@ def _appendfsync(client: redis.Redis, again: bool) -> str | None:
         values = client.config_get("appendfsync")
     except ResponseError:  # forbidden or renamed, as managed services do
         return None
-    return {_text(name): _text(value) for name, value in values.items()}.get("appendfsync")
+    return next((_text(value) for value in values.values()), None)
 
 
-def _text(value: str | bytes) -> str:
+def _text(value: str | bytes | None) -> str | None:
     return value.decode() if isinstance(value, bytes) else value

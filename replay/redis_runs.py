@@ -1,6 +1,7 @@
 """The runs whose queues a Redis holds, and their removal."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -72,7 +73,8 @@ def remove_run(connection: RedisConnection, name: str, force: bool = False) -> i
 
 def _describe(client: redis.Redis, meta: str) -> StoredRun:
     base = meta.removesuffix("meta")
-    owner, seen, acked = client.hmget(meta, ["owner", "seen", "next_unacked"])
+    found: list[Any] = list(client.hmget(meta, ["owner", "seen", "next_unacked"]))
+    owner, seen, acked = found
     seconds, microseconds = client.time()
     keys = list(client.scan_iter(match=f"{base}*", count=1000))
     return StoredRun(
