@@ -35,8 +35,8 @@ nothing.
 - An unknown key names the nearest known one, a value out of range the range; all faults are
   reported at once.
 - When a run is resumed, everything that its numbers depend on must be as it was: all but
-  `cluster`, `evaluation`, `runs`, the number and resources of workers, deadlines, leases, and the
-  learner's `steps`, `checkpoint_every`, `keep_checkpoints` and `loading_threads`.
+  `cluster`, `evaluation`, `runs`, the number and resources of workers, deadlines, leases, where the
+  queue is, and the learner's `steps`, `checkpoint_every`, `keep_checkpoints` and `loading_threads`.
 
 """
 
