@@ -47,7 +47,7 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
     with open_run_directory(config, overwrite) as directory:
         trained = pretrain(task, model, settings, directory, config.seed, held_out, params, None)
         save_npz(directory / FINAL_FILE, trained)
-        held_out.write(directory)
+        held_out.write(directory, trained)
     return directory / FINAL_FILE
 
 
@@ -78,7 +78,7 @@ def _run_stage_one(config: RunConfig, settings: StageOneConfig, overwrite: bool)
     with open_run_directory(config, overwrite) as directory:
         trained = train_stage_one(task, settings, directory, config.seed, held_out, start)
         save_stage_one(directory / FINAL_FILE, trained)
-        held_out.write(directory)
+        held_out.write(directory, trained)
     return directory / FINAL_FILE
 
 
@@ -99,16 +99,20 @@ class _HeldOut:
         self._last = self._judge(params, self._examples)
         return self._last
 
-    def write(self, directory: Path) -> None:
-        """Leaves `evaluation.json`, unless the run had been finished before."""
-        if self._last:
-            record = {
-                "split": self._split,
-                "examples": len(self._examples),
-                "seconds": round(time.monotonic() - self._began, 1),
-                **self._last,
-            }
-            write_atomically(directory / "evaluation.json", json.dumps(record, indent=1))
+    def write(self, directory: Path, trained: Any) -> None:
+        """Leaves `evaluation.json`, unless the run had been finished before and left it."""
+        path = directory / "evaluation.json"
+        if not self._last:
+            if path.exists():
+                return
+            self._last = self._judge(trained, self._examples)  # it was ended before it was written
+        record = {
+            "split": self._split,
+            "examples": len(self._examples),
+            "seconds": round(time.monotonic() - self._began, 1),
+            **self._last,
+        }
+        write_atomically(path, json.dumps(record, indent=1))
 
 
 def prepare_data(config: RunConfig) -> None:

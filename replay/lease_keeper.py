@@ -55,6 +55,11 @@ class LeaseKeeper:
         with self._lock:
             self._held.update({lease.id: lease for lease in leases})
 
+    def holds(self, lease: Lease) -> bool:
+        """Whether it is still renewed: neither dropped nor lost."""
+        with self._lock:
+            return lease.id in self._held
+
     def drop(self, leases: Iterable[Lease]) -> None:
         """These have their outcome."""
         with self._lock:

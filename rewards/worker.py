@@ -124,6 +124,8 @@ class RewardWorker(PullingWorker):
                 else:
                     ours.remove(lease)
                     self._in_flight.add(answer)
+                    if not self._keeper.holds(lease):  # lost before it could be called off
+                        self._in_flight.abandon({lease.id})
                 # A call costs about a millisecond: cheap rewards share one, dear ones do not wait.
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     self._flush_answers(done)

@@ -159,6 +159,28 @@ def test_groups_whose_leases_are_lost_are_called_off(queue):
     assert worker.status.failed_groups == 0
 
 
+def test_a_group_whose_lease_is_lost_while_it_is_submitted_is_called_off(queue):
+    class Slow(Desk):
+        def submit(self, group):
+            answer = super().submit(group)
+            if len(self.open) == 1:
+                queue.restart(queue.frontier())
+                while running.keeper._held:
+                    paused.wait(0.01)
+            return answer
+
+    desk, paused = Slow(), threading.Event()
+    running = Running(queue, desk, groups_per_lease=1, ttl=0.1)
+    with running:
+        desk.wait_for(1)
+        (answer,) = desk.open.values()
+        for _ in range(int(WAIT / 0.02)):
+            if answer.cancelled():
+                break
+            paused.wait(0.02)
+        assert answer.cancelled()
+
+
 def again(queue):
     """Samples the block anew."""
     leases = queue.lease("to_sample", 1, None, "sampler")

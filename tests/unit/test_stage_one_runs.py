@@ -79,6 +79,10 @@ def test_a_finished_run_is_not_trained_again(finished):
     runs, path = finished
     before = (path.parent / "metrics.jsonl").read_text()
     assert run_pretrain(run_config(runs)) == path
+    # A crash between the last checkpoint and the evaluation's file.
+    (path.parent / "evaluation.json").unlink()
+    assert run_pretrain(run_config(runs)) == path
+    assert (path.parent / "evaluation.json").exists()
     assert (path.parent / "metrics.jsonl").read_text() == before
 
 
