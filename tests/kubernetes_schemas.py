@@ -6,7 +6,7 @@ file makes them anew from what publishes them (the Python packages are on PyPI):
     python -m tests.kubernetes_schemas CRDS SCHEMAS PODMONITOR
 
   CRDS: folder of KubeRay's CustomResourceDefinitions (../shared/data/kuberay_crds).
-  SCHEMAS: .../kubernetes-json-schema/v1.37.0-local-strict of the package kubernetes-validate 1.37.0.
+  SCHEMAS: kubernetes-json-schema/v1.37.0-local-strict of the package kubernetes-validate 1.37.0.
   PODMONITOR: JSON of `PodMonitor.model_json_schema(by_alias=True)` of the package
     cloudcoil-models-prometheus-operator 0.80.1.0, the Prometheus operator's resource.
 """

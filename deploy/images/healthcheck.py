@@ -1,7 +1,7 @@
 """Whether what a container runs is well, for Docker's HEALTHCHECK: exit code 0 or 1.
 
-    python -m deploy.images.healthcheck raylet [HOST:PORT]
-    python -m deploy.images.healthcheck server [HOST:PORT]
+python -m deploy.images.healthcheck raylet [HOST:PORT]
+python -m deploy.images.healthcheck server [HOST:PORT]
 """
 
 import sys

@@ -31,4 +31,4 @@ EXPOSE 50061
 # A reward server. In a Ray cluster run `ray start`, and check with `raylet` in place of `server`.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-m", "deploy.images.healthcheck", "server"]
-CMD ["rewardtune", "serve", "reward", "configs/quickstart/detection_map.yaml"]
+CMD ["rewardtune", "serve", "reward", "--help"]

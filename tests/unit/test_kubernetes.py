@@ -1,0 +1,402 @@
+"""deploy/k8s as kustomize builds it: published schemas, and what the objects say of each other."""
+
+import copy
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+from redis import Redis
+from redis.exceptions import AuthenticationError
+
+from deploy.config import RunConfig
+from deploy.config_file import read_config
+from tests import redis_server
+from tests.kubernetes_schemas import KINDS, RAY_KINDS, Schemas
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+OVERLAYS = sorted(path.name for path in (REPOSITORY / "deploy/k8s/overlays").iterdir())
+CLUSTER_WIDE = {"Namespace", "PriorityClass"}
+SECRETS = {"rewardtune-ray-token", "rewardtune-redis", "rewardtune-reward-token"}
+Object = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def schemas() -> Schemas:
+    return Schemas()
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[[str], list[Object]]:
+    """Objects of an overlay, built once."""
+    kubectl, kustomize = shutil.which("kubectl"), shutil.which("kustomize")
+    if kubectl is None and kustomize is None:
+        pytest.skip("needs kubectl (1.27 or newer) or kustomize to build the overlays")
+    command = [kubectl, "kustomize"] if kubectl else [kustomize, "build"]
+    built: dict[str, list[Object]] = {}
+
+    def objects(overlay: str) -> list[Object]:
+        if overlay not in built:
+            path = REPOSITORY / "deploy/k8s/overlays" / overlay
+            done = subprocess.run([*command, path], capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            built[overlay] = list(yaml.safe_load_all(done.stdout))
+        return copy.deepcopy(built[overlay])
+
+    return objects
+
+
+def of_kind(objects: list[Object], *kinds: str) -> Iterator[Object]:
+    return (thing for thing in objects if thing["kind"] in kinds)
+
+
+def cluster_spec(objects: list[Object]) -> Object:
+    (ray,) = of_kind(objects, *RAY_KINDS)
+    return ray["spec"] if ray["kind"] == "RayCluster" else ray["spec"]["rayClusterSpec"]
+
+
+def groups(objects: list[Object]) -> dict[str, Object]:
+    return {group["groupName"]: group for group in cluster_spec(objects)["workerGroupSpecs"]}
+
+
+def pod_specs(objects: list[Object]) -> dict[str, Object]:
+    """Of every pod that the objects make, by a name for it."""
+    spec = cluster_spec(objects)
+    pods = {"head": spec["headGroupSpec"]["template"]["spec"]}
+    pods |= {name: group["template"]["spec"] for name, group in groups(objects).items()}
+    for thing in of_kind(objects, "Deployment", "StatefulSet"):
+        pods[thing["metadata"]["name"]] = thing["spec"]["template"]["spec"]
+    return pods
+
+
+def values_of(thing: Any, key: str) -> Iterator[Any]:
+    """All values under a key, however deep."""
+    if isinstance(thing, dict):
+        for name, value in thing.items():
+            if name == key:
+                yield value
+            yield from values_of(value, key)
+    elif isinstance(thing, list):
+        for item in thing:
+            yield from values_of(item, key)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_is_valid_by_its_published_schema(overlay, build, schemas):
+    faults = [fault for thing in build(overlay) for fault in schemas.faults(thing)]
+    assert faults == []
+
+
+def test_schemas_know_every_kind_that_is_built(build):
+    known = {*KINDS, *(f"ray.io/v1 {kind}" for kind in RAY_KINDS)}
+    known.add("monitoring.coreos.com/v1 PodMonitor")
+    kinds = {f"{t['apiVersion']} {t['kind']}" for overlay in OVERLAYS for t in build(overlay)}
+    assert kinds == known
+
+
+MISSPELT, MISSING = "misspelt", "missing"
+GROUP = "spec.workerGroupSpecs.0"
+MUTANTS = [
+    ("RayCluster", "spec.enableInTreeAutoscaling", MISSPELT),
+    ("RayCluster", "spec.enableInTreeAutoscaling", "yes"),
+    ("RayCluster", "spec.authOptions.mode", "bearer"),
+    ("RayCluster", "spec.autoscalerOptions.version", "v3"),
+    ("RayCluster", "spec.gcsFaultToleranceOptions.redisAddress", MISSPELT),
+    ("RayCluster", "spec.headGroupSpec", MISSING),
+    ("RayCluster", "spec.headGroupSpec.rayStartParams.num-cpus", 0),
+    ("RayCluster", f"{GROUP}.minReplicas", "1"),
+    ("RayCluster", f"{GROUP}.groupName", MISSING),
+    ("RayCluster", f"{GROUP}.labels", MISSPELT),
+    ("RayCluster", f"{GROUP}.template.spec.containers", MISSING),
+    ("RayCluster", f"{GROUP}.template.spec.containers.0.name", MISSING),
+    ("RayCluster", f"{GROUP}.template.spec.containers.0.resources.limits", MISSPELT),
+    ("RayCluster", f"{GROUP}.template.spec.securityContext.runAsNonRoot", "true"),
+    ("RayCluster", "metadata.labels", ["a"]),
+    ("RayJob", "spec.entrypoint", MISSPELT),
+    ("RayJob", "spec.backoffLimit", "3"),
+    ("RayJob", "spec.rayClusterSpec.workerGroupSpecs.2.numOfHosts", "one"),
+    ("RayJob", "spec.rayClusterSpec.headGroupSpec.template", MISSING),
+    ("StatefulSet", "spec.serviceName", MISSPELT),
+    ("StatefulSet", "spec.selector", MISSING),
+    ("StatefulSet", "spec.template.spec.containers.0.env.0.valueFrom.secretKeyRef.key", MISSING),
+    ("Deployment", "spec.template.spec.containers.0.readinessProbe.grpc.port", "grpc"),
+    ("Deployment", "spec.template", MISSING),
+    ("HorizontalPodAutoscaler", "spec.maxReplicas", MISSING),
+    ("HorizontalPodAutoscaler", "spec.metrics.0.resource.target.averageUtilization", MISSPELT),
+    ("NetworkPolicy", "spec.podSelector", MISSPELT),
+    ("PodMonitor", "spec.podMetricsEndpoints", MISSPELT),
+    ("PodMonitor", "spec.selector", MISSING),
+    ("PriorityClass", "value", MISSPELT),
+    ("PriorityClass", "value", "3000"),
+    ("PersistentVolumeClaim", "spec.accessModes", "ReadWriteMany"),
+    ("Service", "spec.ports.0.port", MISSING),
+    ("ConfigMap", "data", MISSPELT),
+    ("Namespace", "metadata.label", {"a": "b"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "change"), MUTANTS)
+def test_schemas_refuse_mutants(kind, path, change, build, schemas):
+    overlay = "gpu-cluster" if kind == "RayCluster" else "gpu-job-reward-server"
+    thing = next(of_kind(build(overlay), kind))
+    *parents, last = path.split(".")
+    inner: Any = thing
+    for step in parents:
+        inner = inner[int(step) if isinstance(inner, list) else step]
+    if change == MISSPELT:
+        inner[last[:-1]] = inner.pop(last)
+    elif change == MISSING:
+        del inner[last]
+    else:
+        inner[last] = change
+    faults = schemas.faults(thing)
+    assert faults
+    assert all(fault.startswith(f"{thing['apiVersion']} {kind} $") for fault in faults)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_objects_name_is_there(overlay, build):
+    objects = build(overlay)
+    names = {(thing["kind"], thing["metadata"]["name"]) for thing in objects}
+    text = yaml.safe_dump(objects)
+    pods = list(pod_specs(objects).values())
+    assert {("PriorityClass", pod["priorityClassName"]) for pod in pods} <= names
+    for volume in (volume for pod in pods for volume in pod["volumes"]):
+        if "configMap" in volume:
+            assert ("ConfigMap", volume["configMap"]["name"]) in names
+        if "persistentVolumeClaim" in volume:
+            assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in names
+    for service, port in re.findall(r"(rewardtune-[\w-]+):(6379|50061)", text):
+        (found,) = (t for t in of_kind(objects, "Service") if t["metadata"]["name"] == service)
+        assert [p["port"] for p in found["spec"]["ports"]] == [int(port)]
+    for pod in pods:
+        for container in pod["containers"]:
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            claimed = {"data"} if container["name"] == "redis" else set()
+            assert mounts <= {volume["name"] for volume in pod["volumes"]} | claimed
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_all_is_in_one_namespace_and_no_image_or_secret_is_left_open(overlay, build):
+    objects = build(overlay)
+    for thing in objects:
+        if thing["kind"] not in CLUSTER_WIDE:
+            assert thing["metadata"]["namespace"] == "rewardtune", thing["metadata"]
+    images = {str(image) for image in values_of(objects, "image")}
+    assert all(re.fullmatch(r"(registry\.example\.com/)?[\w-]+:[\w.-]+", image) for image in images)
+    # Secrets are made by commands of docs/kubernetes.md and are no part of the repository.
+    assert not list(of_kind(objects, "Secret"))
+    named = {ref["name"] for ref in values_of(objects, "secretKeyRef")}
+    named |= set(values_of(objects, "secretName"))
+    assert named <= SECRETS
+    documented = (REPOSITORY / "docs/kubernetes.md").read_text()
+    assert all(f"secret generic {name}" in documented for name in SECRETS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_runs_as_root_or_may_become_it(overlay, build):
+    for name, pod in pod_specs(build(overlay)).items():
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True, name
+        assert context["runAsUser"] > 0, name
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
+            assert container["resources"]["limits"]["memory"], name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_cluster_has_token_autoscaler_v2_redis_and_an_idle_head(overlay, build):
+    spec = cluster_spec(build(overlay))
+    assert spec["authOptions"] == {"mode": "token", "secretName": "rewardtune-ray-token"}
+    assert spec["enableInTreeAutoscaling"]
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["gcsFaultToleranceOptions"]["backend"] == "redis"
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    pinned = dict(
+        line.split("==")
+        for line in (REPOSITORY / "constraints.txt").read_text().split()
+        if "==" in line
+    )
+    assert spec["rayVersion"] == pinned["ray"]
+    for pod in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        # A pod that restarts would be a second Ray node of the same name to autoscaler v2.
+        assert pod["template"]["spec"]["restartPolicy"] == "Never"
+    assert (
+        next(g for g in spec["workerGroupSpecs"] if g["groupName"] == "reward")["minReplicas"] == 0
+    )
+
+
+def run_config(objects: list[Object], name: str, folder: Path) -> RunConfig:
+    """A config of the map that is mounted, with the image's folder being this repository."""
+    (mounted,) = (t for t in of_kind(objects, "ConfigMap") if name in t["data"])
+    for file, text in mounted["data"].items():
+        (folder / file).write_text(text.replace("/app/", f"{REPOSITORY}/"))
+    return read_config(folder / name, [], RunConfig)
+
+
+def per_pod(group: Object, resource: str) -> float:
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    names = {"CPU": "cpu", "GPU": "nvidia.com/gpu", "TPU": "google.com/tpu"}
+    return float(limits.get(names[resource], 0))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pools_hold_what_the_run_asks_of_them(overlay, build, tmp_path):
+    objects = build(overlay)
+    remote = "reward-server" in overlay
+    config = run_config(objects, "remote.yaml" if remote else "run.yaml", tmp_path)
+    roles = [
+        (1, config.learner.resources),
+        (config.actors.count, config.actors.resources),
+        (config.rewards.count, config.rewards.resources),
+        (1, config.evaluation.resources),
+    ]
+    asked: dict[tuple[str, str], float] = {}
+    for count, resources in roles:
+        assert set(resources.labels) == {"pool"}
+        (pool,) = (g for g in groups(objects).values() if g["labels"] == resources.labels)
+        amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus} | resources.custom
+        for name, amount in amounts.items():
+            # One of each pool is there when the run starts, and holds one process of the role.
+            assert amount <= per_pod(pool, name) * pool["replicas"]
+            key = (pool["groupName"], name)
+            asked[key] = asked.get(key, 0.0) + count * amount
+    for (pool, name), amount in asked.items():
+        assert amount <= per_pod(groups(objects)[pool], name) * groups(objects)[pool]["maxReplicas"]
+    assert config.learner.devices in (
+        per_pod(groups(objects)["learner"], "GPU"),
+        per_pod(groups(objects)["learner"], "TPU"),
+    )
+
+
+def test_job_runs_a_config_that_is_mounted(build):
+    for overlay in OVERLAYS:
+        for job in of_kind(build(overlay), "RayJob"):
+            path = Path(job["spec"]["entrypoint"].split()[2])
+            assert str(path.parent) == "/etc/rewardtune"
+            (_,) = (t for t in of_kind(build(overlay), "ConfigMap") if path.name in t["data"])
+            assert job["spec"]["shutdownAfterJobFinishes"]
+
+
+def test_job_and_cluster_of_a_learner_are_the_same(build):
+    for kind in ("gpu", "tpu"):
+        assert cluster_spec(build(f"{kind}-job")) == cluster_spec(build(f"{kind}-cluster"))
+
+
+def test_reward_servers_scale_by_the_cpu_that_they_request(build, tmp_path):
+    objects = build("gpu-job-reward-server")
+    (scaler,) = of_kind(objects, "HorizontalPodAutoscaler")
+    (deployment,) = of_kind(objects, "Deployment")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    threads = container["args"][container["args"].index("--threads") + 1]
+    assert container["resources"]["requests"]["cpu"] == threads
+    served = run_config(objects, "served.yaml", tmp_path)
+    asked = run_config(objects, "remote.yaml", tmp_path)
+    assert served.task == asked.task
+    assert served.rewards.terms != asked.rewards.terms
+    (term,) = asked.rewards.terms
+    assert term.options["token_file"] in container["args"]
+
+
+def test_redis_keeps_everything(build):
+    (config,) = (
+        t for t in of_kind(build("gpu-job"), "ConfigMap") if t["metadata"]["name"].endswith("redis")
+    )
+    lines = dict(
+        line.split(maxsplit=1)
+        for line in config["data"]["redis.conf"].splitlines()
+        if line and not line.startswith("#")
+    )
+    assert lines["appendonly"] == "yes"
+    assert lines["maxmemory-policy"] == "noeviction"
+    (redis,) = of_kind(build("gpu-job"), "StatefulSet")
+    assert redis["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] == "data"
+    assert lines["dir"] == "/data"
+
+
+def test_redis_is_reached_from_the_head_alone(build):
+    policies = {t["metadata"]["name"]: t for t in of_kind(build("gpu-job"), "NetworkPolicy")}
+    refuse = policies["rewardtune-refuse"]["spec"]
+    assert refuse == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    (rule,) = policies["rewardtune-redis"]["spec"]["ingress"]
+    sources = [source["podSelector"]["matchLabels"]["ray.io/node-type"] for source in rule["from"]]
+    assert sources == ["head", "redis-cleanup"]
+
+
+def test_kueue_finds_the_queue_on_the_job(build):
+    (job,) = of_kind(build("gpu-job-kueue"), "RayJob")
+    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "rewardtune"}
+    (plain,) = of_kind(build("gpu-job"), "RayJob")
+    assert "labels" not in plain["metadata"]
+
+
+def test_monitors_read_ports_that_pods_have(build):
+    objects = build("gpu-cluster")
+    spec = cluster_spec(objects)
+    pods = {"head": [spec["headGroupSpec"]], "worker": spec["workerGroupSpecs"]}
+    for monitor in of_kind(objects, "PodMonitor"):
+        node = monitor["spec"]["selector"]["matchLabels"]["ray.io/node-type"]
+        wanted = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+        for group in pods[node]:
+            ports = group["template"]["spec"]["containers"][0]["ports"]
+            assert wanted <= {port["name"] for port in ports}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A socket's path may have 107 bytes: pytest's directories are longer."""
+    with TemporaryDirectory(prefix="rt-redis-") as name:
+        yield Path(name)
+
+
+@pytest.mark.skipif(redis_server.MISSING is not None, reason=str(redis_server.MISSING))
+def test_redis_command_starts_with_the_password_keeps_its_data_and_ends_on_sigterm(build, folder):
+    objects = build("gpu-job")
+    (stateful,) = of_kind(objects, "StatefulSet")
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    (mounted,) = (t["data"] for t in of_kind(objects, "ConfigMap") if "redis.conf" in t["data"])
+    socket = folder / "s"
+    text = mounted["redis.conf"].replace("dir /data", f"dir {folder}")
+    (folder / "redis.conf").write_text(f"{text}\nport 0\nunixsocket {socket}\n")
+    shell, option, script = container["command"]
+    script = script.replace("/etc/redis/redis.conf", f"{folder}/redis.conf")
+    script = script.replace("exec redis-server", f"exec {redis_server.executable()}")
+
+    @contextmanager
+    def running() -> Iterator[Redis]:
+        process = subprocess.Popen(
+            [shell, option, script], env={"REDIS_PASSWORD": "word"}, stdout=subprocess.DEVNULL
+        )
+        client = Redis(unix_socket_path=str(socket), password="word", protocol=2)
+        try:
+            for _ in range(200):
+                if socket.exists():
+                    break
+                time.sleep(0.05)
+            yield client
+            process.terminate()
+            assert process.wait(20) == 0  # Redis itself has the signal, and wrote its log
+        finally:
+            client.close()
+            process.kill()
+            process.wait()
+
+    with running() as client:
+        with pytest.raises(AuthenticationError):
+            Redis(unix_socket_path=str(socket), protocol=2).ping()
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.config_get("maxmemory") == {"maxmemory": str(2**30)}
+        client.set("a", "kept")
+    with running() as client:
+        assert client.get("a") == b"kept"
