@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, cast
 
@@ -84,15 +84,18 @@ class _Terms:
 
     def _total(self, terms: Sequence[Callable[[], tuple[Outcome, ...]]]) -> list[Outcome]:
         """The sums of what the calls return, one a term; what they raise names its term."""
-        by_term = []
-        for name, outcomes_of in zip(self._names, terms, strict=True):
-            try:
-                by_term.append(outcomes_of())
-            except InfrastructureError as error:
-                raise InfrastructureError(f"{name}: {error}") from error
-            except Exception as error:
-                raise RewardContractError(f"{name}: {describe(error)}") from error
+        by_term = [self._named(index, outcomes_of) for index, outcomes_of in enumerate(terms)]
         return [self._sum(outcomes) for outcomes in zip(*by_term, strict=True)]
+
+    def _named(self, index: int, outcomes_of: Callable[[], tuple[Outcome, ...]]) -> Any:
+        """What the call of a term returns; what it raises names the term."""
+        name = self._names[index]
+        try:
+            return outcomes_of()
+        except (InfrastructureError, CancelledError) as error:
+            raise InfrastructureError(f"{name}: {error}") from error
+        except Exception as error:
+            raise RewardContractError(f"{name}: {describe(error)}") from error
 
     def _sum(self, outcomes: Sequence[Outcome]) -> Outcome:
         failures, abstentions = [], []
@@ -149,6 +152,11 @@ class SubmittedSum(_Terms):
         elsewhere_first = sorted(range(len(rewards)), key=lambda i: not is_submitted(rewards[i]))
         started = {i: start(rewards[i], group) for i in elsewhere_first}
         parts = [started[i] for i in range(len(rewards))]
+        for index, part in enumerate(parts):
+            if part.done() and not part.cancelled() and part.exception() is not None:
+                for other in parts:  # nobody shall be asked in vain
+                    other.cancel()
+                return when_all([part], partial(self._named, index, part.result))
         return when_all(parts, lambda: self._total([part.result for part in parts]))
 
 

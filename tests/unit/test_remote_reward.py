@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,26 @@ class Now:
 
     def submit(self, group):
         raise KeyError("term 1")
+
+
+def test_nobody_is_asked_for_a_group_that_a_local_term_cannot_judge():
+    class Person:
+        provides = ()
+        in_flight = 4
+
+        def submit(self, group):
+            self.asked: Future = Future()
+            return self.asked
+
+    person = Person()
+    local = SumReward({"0": ValueError("no label")})
+    failure = outcome_of(SubmittedSum([(person, 1.0), (local, 1.0)]))
+    assert person.asked.cancelled()
+    assert failure.kind is FailureKind.DATA
+    assert "term 1 (SumReward): ValueError: no label" in failure.reason
+    waiting = start(SubmittedSum([(person, 1.0), (SumReward(), 1.0)]), group(TASK))
+    person.asked.cancel()  # what was called off is no fault of the data
+    assert group_failure(waiting.exception(WAIT)).kind is FailureKind.INFRASTRUCTURE
 
 
 def test_facts_compare_files_by_their_contents_and_ignore_where_they_are(tmp_path: Path):
