@@ -23,7 +23,6 @@ import numpy as np
 from protos.reward import Description, ScoreRequest, ScoreResponse
 from protos.trajectory import Abstained, Failed, FailureKind, Outcome, Scored
 from rewards.facts import task_facts
-from rewards.reward import Group
 from vision.tasks.errors import describe
 from vision.tasks.task import Task
 
@@ -84,7 +83,7 @@ class Waiting:
 
     Attributes:
       key: names it; the same for the same sequences.
-      group: what is to be judged.
+      request: what is to be judged.
       order: [K] the sample at each position of the page, so that no place is favoured.
       since: when it was first asked for, `time.monotonic`.
       callers: open calls that wait for it; 0: nobody does any more.
@@ -93,7 +92,7 @@ class Waiting:
     """
 
     key: str
-    group: Group
+    request: ScoreRequest
     order: list[int]
     since: float
     callers: int = 0
@@ -112,7 +111,7 @@ class HumanScorer:
         """Reads the answers that there are.
 
         Args:
-          task: draws the samples.
+          task: whose samples are judged.
           mode: how they are judged.
           answers: a file of JSON lines, made where there is none.
 
@@ -122,7 +121,6 @@ class HumanScorer:
         """
         self.mode: Mode = mode
         self.description = Description(f"people ({mode})", (), task_facts(task))
-        self._task = task
         self._facts = json.dumps(self.description.task, sort_keys=True)
         self._path = answers
         self._answers: dict[str, tuple[Outcome, ...]] = {}
@@ -163,9 +161,7 @@ class HumanScorer:
             return ScoreResponse(self._answers[key])
         if key not in self._waiting:
             order = np.random.default_rng(int(key, 16)).permutation(len(request))
-            self._waiting[key] = Waiting(
-                key, Group(self._task, request), order.tolist(), time.monotonic()
-            )
+            self._waiting[key] = Waiting(key, request, order.tolist(), time.monotonic())
         entry = self._waiting[key]
         entry.callers += 1
         try:
@@ -200,7 +196,7 @@ class HumanScorer:
         entry = self.find(key)
         by_sample = _by_sample(answer, entry.order)
         outcomes = outcomes_of(self.mode, len(entry.order), by_sample)
-        request = entry.group.request
+        request = entry.request
         line = {
             "key": key,
             "time": time.time(),
@@ -232,7 +228,7 @@ class HumanScorer:
         """The group cannot be shown: it fails, so that it holds up nobody."""
         if self._waiting.get(entry.key) is entry:
             reason = describe(error)
-            logger.warning("example %s: %s", entry.group.request.example_id, reason)
+            logger.warning("example %s: %s", entry.request.example_id, reason)
             self._end(entry, ScoreResponse((), Failed(reason, FailureKind.DATA)))
 
     def _end(self, entry: Waiting, response: ScoreResponse) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from protos.edge import EdgeError, EdgeOptions, EdgeServer, is_loopback, stop_on_signals
 from rewards.human import RATINGS, AnswerError, HumanScorer, Mode, Waiting
+from rewards.reward import Group
 from rewards.service import handlers
 from vision.tasks.task import Task
 
@@ -75,7 +76,7 @@ def page_application(task: Task, scorer: HumanScorer, token: str) -> web.Applica
                 await _draw(task, entry)
                 shown = {
                     "key": entry.key,
-                    "example": entry.group.request.example_id,
+                    "example": entry.request.example_id,
                     "samples": len(entry.order),
                 }
             except Exception as error:  # noqa: BLE001  # a broken example fails its own group
@@ -123,7 +124,9 @@ async def _draw(task: Task, entry: Waiting) -> None:
 
 
 def _pictures(task: Task, entry: Waiting) -> dict[str, bytes]:
-    example, predictions = entry.group.example, entry.group.predictions
+    # Not kept: a group may wait for hours, and its arrays take megabytes.
+    group = Group(task, entry.request)
+    example, predictions = group.example, group.predictions
     drawn = {TRUTH: task.draw(example, None)}
     for position, sample in enumerate(entry.order):
         drawn[str(position)] = task.draw(example, predictions[sample])
@@ -176,9 +179,10 @@ async def serve(
         if not is_loopback(page_host):
             logger.warning("the page is served on %s without TLS: put a proxy before it", page_host)
         port = runner.addresses[0][1]
+        shown_host = f"[{page_host}]" if ":" in page_host else page_host
         address = await server.start()
         logger.info("people judge (%s) for workers at %s", mode, address)
-        on_start(address, f"http://{page_host}:{port}/?token={token}")
+        on_start(address, f"http://{shown_host}:{port}/?token={token}")
         await stop.wait()
         logger.info("the server of people's rewards stops; %d groups wait", scorer.waiting)
     finally:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from protos.trajectory import Abstained, FailureKind, Scored
 from rewards.human import AnswerError, HumanScorer, outcomes_of
 from rewards.human_page import page_application
+from rewards.reward import Group
 from tests.remote_rewards import StubTask, request
 
 TOKEN = "the-token-of-the-page"
@@ -138,7 +139,9 @@ def test_pictures_are_the_tasks_drawings_in_the_order_of_the_page(tmp_path):
         for position, sample in enumerate(entry.order):
             response = await client.get(f"/picture/{key}/{position}?token={TOKEN}")
             pixels = np.asarray(Image.open(io.BytesIO(await response.read())))
-            assert pixels[0, 0, 0] == 20 * entry.group.predictions[sample] % 256
+            assert (
+                pixels[0, 0, 0] == 20 * Group(StubTask(), entry.request).predictions[sample] % 256
+            )
         assert (await client.get(f"/picture/{key}/truth?token={TOKEN}")).status == 200
         assert (await client.get(f"/picture/{key}/3?token={TOKEN}")).status == 409
         call.cancel()
