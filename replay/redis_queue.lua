@@ -11,7 +11,7 @@
 -- meta         hash: settings, frontier, counters
 -- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons}
 -- payloads     hash: ordinal -> bytes of its stage; none in to_sample, whose tickets are computed
--- leases       hash: lease id -> {ordinal, stage, worker, ttl}
+-- leases       hash: lease id -> {ordinal, stage, worker, ttl, deadline unless renewed}
 -- acked        sorted set of the acked ordinals above `next_unacked`
 -- STAGE:ready, STAGE:since, STAGE:deadlines    sorted sets: ordinals by ordinal and by the time they
 --              entered, lease ids by the time they end
@@ -62,37 +62,95 @@ if not found[1] and operation ~= 'create' then return {'missing'} end
 for i, field in ipairs(FIELDS) do run[field] = tonumber(found[i + 1]) end
 run.incarnation = found[1]
 
+-- Reads and writes are gathered, since a command costs more than what it carries: groups and leases
+-- are read many at a time and kept here, writes are made at the end, or before what they write is
+-- read again from Redis.
+local CHUNK = 4000  -- of Lua's stack
+local items, leases, newly_acked = {}, {}, {}
+local pending, order = {}, {}
+
+local function later(command, name, ...)
+  local id = command .. name
+  local write = pending[id]
+  if not write then
+    write = {command, name, {}}
+    pending[id] = write
+    table.insert(order, write)
+  end
+  for _, argument in ipairs({...}) do table.insert(write[3], argument) end
+end
+
+local function flush()
+  for _, write in ipairs(order) do
+    for from = 1, #write[3], CHUNK do
+      call(write[1], write[2], unpack(write[3], from, math.min(#write[3], from + CHUNK - 1)))
+    end
+  end
+  pending, order = {}, {}
+end
+
+local function many(name, fields)
+  local values = {}
+  for from = 1, #fields, CHUNK do
+    local to = math.min(#fields, from + CHUNK - 1)
+    for _, value in ipairs(call('HMGET', key(name), unpack(fields, from, to))) do
+      table.insert(values, value)
+    end
+  end
+  return values
+end
+local function load(cache, name, fields)
+  for i, packed in ipairs(many(name, fields)) do
+    if cache[fields[i]] == nil then cache[fields[i]] = packed and cmsgpack.unpack(packed) end
+  end
+end
+local function load_leases(ids)
+  load(leases, 'leases', ids)
+  local ordinals = {}
+  for _, id in ipairs(ids) do
+    if leases[id] then table.insert(ordinals, whole(leases[id][ORDINAL])) end
+  end
+  load(items, 'items', ordinals)
+end
+
 local function item_of(ordinal)
-  local packed = call('HGET', key('items'), whole(ordinal))
-  return packed and cmsgpack.unpack(packed)
+  local field = whole(ordinal)
+  if items[field] == nil then load(items, 'items', {field}) end
+  return items[field]
 end
 local function put_item(ordinal, item)
-  call('HSET', key('items'), whole(ordinal), cmsgpack.pack(item))
+  items[whole(ordinal)] = item
+  later('HSET', key('items'), whole(ordinal), cmsgpack.pack(item))
 end
 local function lease_of(id)
-  local packed = call('HGET', key('leases'), id)
-  return packed and cmsgpack.unpack(packed)
+  if leases[id] == nil then load(leases, 'leases', {id}) end
+  return leases[id]
 end
+
+local some_acked = nil
 local function is_acked(ordinal)
-  return ordinal < run.next_unacked or call('ZSCORE', key('acked'), whole(ordinal)) ~= false
+  if ordinal < run.next_unacked or newly_acked[ordinal] then return true end
+  if some_acked == nil then some_acked = call('ZCARD', key('acked')) > 0 end
+  return some_acked and call('ZSCORE', key('acked'), whole(ordinal)) ~= false
 end
 local function count(field, by) call('HINCRBY', meta, field, by or 1) end
 
 local function make_ready(ordinal, item)
   item[LEASE], item[SINCE] = '', now
   put_item(ordinal, item)
-  call('ZADD', of_stage(item[STAGE], 'ready'), ordinal, whole(ordinal))
-  call('ZADD', of_stage(item[STAGE], 'since'), exact(now), whole(ordinal))
+  later('ZADD', of_stage(item[STAGE], 'ready'), whole(ordinal), whole(ordinal))
+  later('ZADD', of_stage(item[STAGE], 'since'), exact(now), whole(ordinal))
 end
 
 local function take_ready(ordinal, stage)
-  call('ZREM', of_stage(stage, 'ready'), whole(ordinal))
-  call('ZREM', of_stage(stage, 'since'), whole(ordinal))
+  later('ZREM', of_stage(stage, 'ready'), whole(ordinal))
+  later('ZREM', of_stage(stage, 'since'), whole(ordinal))
 end
 
 local function drop_lease(id, lease)
-  call('HDEL', key('leases'), id)
-  call('ZREM', of_stage(lease[2], 'deadlines'), id)
+  leases[id] = false
+  later('HDEL', key('leases'), id)
+  later('ZREM', of_stage(lease[2], 'deadlines'), id)
 end
 
 local function fail(id, lease, reason, is_data)
@@ -108,7 +166,7 @@ local function fail(id, lease, reason, is_data)
     count('quarantined')
     call('RPUSH', key('quarantine'), cmsgpack.pack({ordinal, STAGES[stage], item[REASONS]}))
     call('LTRIM', key('quarantine'), -KEPT_QUARANTINED, -1)
-    call('HDEL', key('payloads'), whole(ordinal))
+    later('HDEL', key('payloads'), whole(ordinal))
     item[STAGE], item[FAILED], item[TOMBSTONE] = TRAIN, 0, 1
   end
   make_ready(ordinal, item)
@@ -126,6 +184,7 @@ local function expire()
                                     lease[WORKER], lease[TTL]), false)
     end
   end
+  flush()
 end
 
 -- Dropped groups that new ones replace; in ordered mode a step is its ordinals.
@@ -147,6 +206,7 @@ local function mint_block()
     run.next_block = run.next_block + 1
     call('HSET', meta, 'next_block', whole(run.next_block))
     for _, ordinal in ipairs(fresh) do make_ready(ordinal, {SAMPLE, 0, 0, '', now, {}}) end
+    flush()
     if #fresh > 0 then return true end
   end
 end
@@ -184,11 +244,16 @@ local function next_step(n)
   return ordinals
 end
 
-local function shown(id, lease, item)
-  local payload = call('HGET', key('payloads'), whole(lease[ORDINAL]))
-  return {id, whole(lease[ORDINAL]), exact(lease[TTL]),
-          call('ZSCORE', of_stage(lease[2], 'deadlines'), id), item[FAILED] + 1, payload,
-          item[REASONS], whole(lease[ORDINAL] - lease[ORDINAL] % run.block)}
+local function shown(ids, ordinals)
+  local answer, payloads = {}, many('payloads', ordinals)
+  for i, id in ipairs(ids) do
+    local lease = leases[id]
+    local item = items[ordinals[i]]
+    answer[i] = {id, ordinals[i], exact(lease[TTL]), exact(lease[5]), item[FAILED] + 1,
+                 payloads[i], item[REASONS],
+                 whole(lease[ORDINAL] - lease[ORDINAL] % run.block)}
+  end
+  return answer
 end
 
 local function remember(result)
@@ -225,12 +290,15 @@ function operations.lease(arguments)
       .. 'together', worker, whole(n), whole(run.window))}
   end
   expire()
-  local answer = {}
-  for _, id in ipairs(remembered() or {}) do  -- what this request was given and still holds
-    local lease = lease_of(id)
-    if lease then table.insert(answer, shown(id, lease, item_of(lease[ORDINAL]))) end
+  local before, ids, fields = remembered() or {}, {}, {}
+  load_leases(before)
+  for _, id in ipairs(before) do  -- what this request was given and still holds
+    if leases[id] then
+      table.insert(ids, id)
+      table.insert(fields, whole(leases[id][ORDINAL]))
+    end
   end
-  if #answer > 0 then return {'ok', answer} end
+  if #ids > 0 then return {'ok', shown(ids, fields)} end
   local ordinals
   if stage == SAMPLE then
     ordinals = next_blocks(n)
@@ -241,65 +309,69 @@ function operations.lease(arguments)
   end
   if #ordinals == 0 then return {'ok', {}} end
   begin_writing()
-  local ids, redelivered = {}, 0
-  for _, member in ipairs(ordinals) do
-    local ordinal = tonumber(member)
-    local item = item_of(ordinal)
+  for i, member in ipairs(ordinals) do fields[i] = whole(tonumber(member)) end
+  load(items, 'items', fields)
+  local redelivered = 0
+  for i, field in ipairs(fields) do
+    local ordinal, item = tonumber(field), items[field]
     take_ready(ordinal, stage)
-    call('RPUSH', of_stage(stage, 'waits'), exact(now - item[SINCE]))
+    later('RPUSH', of_stage(stage, 'waits'), exact(now - item[SINCE]))
     run.lease_count = run.lease_count + 1
     local id = run.incarnation .. '.' .. whole(run.lease_count)
-    local lease = {ordinal, stage, worker, ttl}
+    local lease = {ordinal, stage, worker, ttl, now + ttl}
     item[LEASE] = id
     put_item(ordinal, item)
-    call('HSET', key('leases'), id, cmsgpack.pack(lease))
-    call('ZADD', of_stage(stage, 'deadlines'), exact(now + ttl), id)
+    leases[id], ids[i] = lease, id
+    later('HSET', key('leases'), id, cmsgpack.pack(lease))
+    later('ZADD', of_stage(stage, 'deadlines'), exact(lease[5]), id)
     if item[FAILED] > 0 then redelivered = redelivered + 1 end
-    table.insert(ids, id)
-    table.insert(answer, shown(id, lease, item))
   end
+  flush()
   call('LTRIM', of_stage(stage, 'waits'), -KEPT_WAITS, -1)
   call('HSET', meta, 'lease_count', whole(run.lease_count))
   if redelivered > 0 then count('redelivered', redelivered) end
   remember(ids)
-  return {'ok', answer}
+  return {'ok', shown(ids, fields)}
 end
 
 function operations.renew(ids)
   expire()
   begin_writing()
   local held = {}
+  load(leases, 'leases', ids)
   for _, id in ipairs(ids) do
     local lease = lease_of(id)
     if lease then
-      call('ZADD', of_stage(lease[2], 'deadlines'), exact(now + lease[TTL]), id)
+      later('ZADD', of_stage(lease[2], 'deadlines'), exact(now + lease[TTL]), id)
       table.insert(held, id)
     end
   end
   return {'ok', held}
 end
 
-function operations.complete(items)
+function operations.complete(given)
   local before = remembered()
   if before then return {'ok', before} end
   expire()
   begin_writing()
-  local completions = {}
-  for i = 1, #items, 2 do
-    local lease = lease_of(items[i])
+  local completions, ids = {}, {}
+  for i = 1, #given, 2 do table.insert(ids, given[i]) end
+  load_leases(ids)
+  for i = 1, #given, 2 do
+    local lease = lease_of(given[i])
     if lease and lease[2] == TRAIN then
       return {'invalid', string.format('ordinal %s is in to_train, where it is acked instead',
                                        whole(lease[ORDINAL]))}
     end
     if lease and lease[2] == SAMPLE and full then return {'full'} end
   end
-  for i = 1, #items, 2 do
-    local id, payload = items[i], items[i + 1]
+  for i = 1, #given, 2 do
+    local id, payload = given[i], given[i + 1]
     local lease = lease_of(id)
     if lease then
       local item = item_of(lease[ORDINAL])
       drop_lease(id, lease)
-      call('HSET', key('payloads'), whole(lease[ORDINAL]), payload)
+      later('HSET', key('payloads'), whole(lease[ORDINAL]), payload)
       item[STAGE], item[FAILED] = lease[2] + 1, 0
       make_ready(lease[ORDINAL], item)
     else
@@ -311,16 +383,16 @@ function operations.complete(items)
   return {'ok', completions}
 end
 
-function operations.fail(items)
+function operations.fail(given)
   local before = remembered()
   if before then return {'ok', before} end
   expire()
   begin_writing()
   local completions = {}
-  for i = 1, #items, 3 do
-    local lease = lease_of(items[i])
+  for i = 1, #given, 3 do
+    local lease = lease_of(given[i])
     if lease then
-      fail(items[i], lease, items[i + 1], items[i + 2] == 'data')
+      fail(given[i], lease, given[i + 1], given[i + 2] == 'data')
     else
       count('too_late')
     end
@@ -333,6 +405,7 @@ end
 function operations.release(ids)
   expire()
   begin_writing()
+  load_leases(ids)
   for _, id in ipairs(ids) do
     local lease = lease_of(id)
     if lease then
@@ -361,6 +434,7 @@ function operations.ack(ordinals)
   expire()
   begin_writing()
   local trained = tonumber(table.remove(ordinals, 1))  -- so many; the others are dropped
+  load(items, 'items', ordinals)
   for i, text in ipairs(ordinals) do
     local ordinal = tonumber(text)
     ordinals[i] = ordinal
@@ -381,15 +455,20 @@ function operations.ack(ordinals)
       else
         take_ready(ordinal, TRAIN)
       end
-      call('HDEL', key('items'), whole(ordinal))
-      call('HDEL', key('payloads'), whole(ordinal))
-      call('ZADD', key('acked'), ordinal, whole(ordinal))
+      later('HDEL', key('items'), whole(ordinal))
+      later('HDEL', key('payloads'), whole(ordinal))
+      newly_acked[ordinal] = true
       if i > trained then run.dropped = run.dropped + 1 end
     end
   end
-  while call('ZREM', key('acked'), whole(run.next_unacked)) == 1 do
+  while true do
+    local known = newly_acked[run.next_unacked]
+    if not known and (not some_acked
+                      or call('ZREM', key('acked'), whole(run.next_unacked)) == 0) then break end
+    newly_acked[run.next_unacked] = nil
     run.next_unacked = run.next_unacked + 1
   end
+  for ordinal in pairs(newly_acked) do later('ZADD', key('acked'), whole(ordinal), whole(ordinal)) end
   call('HSET', meta, 'next_unacked', whole(run.next_unacked), 'dropped', whole(run.dropped))
   return {'ok'}
 end
@@ -461,4 +540,6 @@ end
 
 local arguments = {}
 for i = 5, #ARGV do arguments[i - 4] = ARGV[i] end
-return operations[operation](arguments)
+local answer = operations[operation](arguments)
+flush()
+return answer
