@@ -190,8 +190,10 @@ def _recolour(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
     if brightness == contrast == saturation == 1:
         return image
     values = image.astype(np.float32) * brightness
-    gray = values @ np.array([0.299, 0.587, 0.114], np.float32)
+    # Element by element, and the mean exact: a matrix product rounds as the CPU likes.
+    red, green, blue = (values[..., channel] for channel in range(3))
+    gray = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     values = gray[..., None] + (values - gray[..., None]) * saturation
-    mean = gray.mean(dtype=np.float32)
+    mean = np.float32(gray.mean(dtype=np.float64))
     values = mean + (values - mean) * contrast
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -46,7 +46,8 @@ class WordTokenizer:
     """One token a Penn Treebank word: 0 pads, 1 ends, 2 is any unknown word.
 
     Args:
-      captions: raw sentences; their words, most frequent first, are the vocabulary.
+      captions: raw sentences; their words in alphabetical order are the vocabulary, so that it
+        does not depend on how often they are said.
       min_count: words that occur less often are unknown.
 
     Raises:
@@ -64,7 +65,7 @@ class WordTokenizer:
             raise ValueError(
                 f"none of {len(counts)} words occurs {min_count} times; lower the min_count"
             )
-        self._words = ["", "", UNKNOWN_WORD, *sorted(frequent, key=lambda w: (-counts[w], w))]
+        self._words = ["", "", UNKNOWN_WORD, *sorted(frequent)]
         self._number = {word: token for token, word in enumerate(self._words) if token > 1}
         self.vocabulary_size = len(self._words)
 
