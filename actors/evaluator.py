@@ -6,7 +6,9 @@ kept as `best.npz`.
 
 import json
 import logging
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,13 +95,23 @@ class Evaluator:
         if metrics[self._task.headline] > self._best:
             self._best = metrics[self._task.headline]
             save_npz(self._run_directory / BEST_FILE, params)
-        with (self._run_directory / EVALUATIONS_FILE).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_evaluation(self._run_directory, line)
         for name, value in metrics.items():
             self._events.add_scalar(f"{self._config.split}/{name}", value, version)
         self._events.flush()
         self.status = line
         logger.info("evaluated version %d: %s", version, metrics)
+
+
+def append_evaluation(run_directory: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line to the evaluations; one that a full disk cut short stays a line of its own."""
+    with (run_directory / EVALUATIONS_FILE).open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
 
 
 def read_evaluations(run_directory: Path) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class LeaseKeeper:
         self.on_lost: Callable[[set[str]], None] = lambda lost: None
         self._closed = threading.Event()
         self._thread = threading.Thread(
-            target=self._renew_forever, args=(ttl / 3,), name="lease-keeper", daemon=True
+            target=self._keep, args=(ttl / 3,), name="lease-keeper", daemon=True
         )
         self._thread.start()
 
@@ -81,6 +81,15 @@ class LeaseKeeper:
         """Stops renewing."""
         self._closed.set()
         self._thread.join(timeout=5)
+
+    def _keep(self, every: float) -> None:
+        try:
+            self._renew_forever(every)
+        except Exception as error:
+            # Without this thread the leases run out while the work goes on: better end it all.
+            logger.exception("the lease keeper failed")
+            self._on_stuck(f"could not keep its leases: {type(error).__name__}: {error}")
+            raise
 
     def _renew_forever(self, every: float) -> None:
         while not self._closed.wait(every):

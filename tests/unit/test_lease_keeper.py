@@ -181,3 +181,22 @@ def test_a_queue_that_refuses_the_failure_does_not_save_a_stuck_worker(kept):
         keeper.close()
     finally:
         threading.excepthook = quiet
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_keeper_that_fails_ends_its_process():
+    queue, stuck, reasons = RecordingQueue(), threading.Event(), []
+
+    def on_stuck(reason):
+        reasons.append(reason)
+        stuck.set()
+
+    def renew(lease_ids):
+        raise KeyError("an answer of another form")
+
+    queue.renew = renew
+    keeper = LeaseKeeper(queue, TTL, WAIT, on_stuck)
+    keeper.hold([lease(1)])
+    assert stuck.wait(WAIT)
+    assert reasons == ["could not keep its leases: KeyError: 'an answer of another form'"]
+    keeper.close()
