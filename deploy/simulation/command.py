@@ -30,6 +30,9 @@ def simulate_runs(
     service_mtbf: Annotated[
         float, typer.Option(min=0, help="The same for learner, queue, weights, network and run.")
     ] = _DEFAULT.service_mtbf,
+    learner_connected: Annotated[
+        bool, typer.Option(help="The learner's calls arrive at most once, none after its death.")
+    ] = _DEFAULT.learner_connected,
     out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
 ) -> None:
     """Simulate whole runs in virtual time, with faults, and check that nothing is lost."""

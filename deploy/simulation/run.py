@@ -1,6 +1,5 @@
 """A simulated run: roles, controller and faults, from a seed to a verdict."""
 
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -25,6 +24,8 @@ class Simulation:
     """One simulated run.
 
     Attributes:
+      learner_connected: the learner's calls arrive at most once, and none after its death, as on
+        Ray. `restart` and `ack` rely on it: without it, the simulation finds what goes wrong.
       worker_mtbf, service_mtbf: mean virtual seconds between two faults of one worker, and of the
         rest (learner, queue, weight store, network, the whole run); 0: none.
     """
@@ -41,6 +42,7 @@ class Simulation:
     checkpoint_every: int = 5
     worker_mtbf: float = 200.0
     service_mtbf: float = 60.0
+    learner_connected: bool = True
     network: Network = field(default_factory=Network)
     work: Work = field(default_factory=Work)
 
@@ -48,15 +50,16 @@ class Simulation:
     def command(self) -> str:
         """What simulates it again."""
         default = Simulation()
-        options = [
-            f"--{each.name.replace('_', '-')}={shlex.quote(str(getattr(self, each.name)))}"
-            for each in fields(self)
-            if each.name == "seed"
-            or (
-                each.name not in ("network", "work")
-                and getattr(self, each.name) != getattr(default, each.name)
-            )
-        ]
+        options = [f"--seed={self.seed}"]
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
+            if name in ("seed", "network", "work") or value == getattr(default, name):
+                continue
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                options.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                options.append(f"--{option}={value}")
         return " ".join(["rewardtune simulate", *options])
 
 
@@ -110,7 +113,13 @@ class _Run:
             simulation.groups_per_lease,
             simulation.checkpoint_every,
         )
-        self._learner = Process(self.world, "learner", self._roles.learner, self._died, True)
+        self._learner = Process(
+            self.world,
+            "learner",
+            self._roles.learner,
+            self._died,
+            connected=simulation.learner_connected,
+        )
         self._workers = [
             *self._processes("sampler", simulation.samplers, self._roles.sampler),
             *self._processes("reward", simulation.rewards, self._roles.reward),
@@ -126,7 +135,11 @@ class _Run:
             yield Process(self.world, f"{role}-{index}", coroutines, self._died)
 
     def to_the_end(self) -> None:
-        """Lets everything happen until the learner has saved its last step."""
+        """Lets everything happen until the learner has saved its last step.
+
+        Raises:
+          Violation: a rule was broken, or no step was reached for `STUCK_SECONDS`.
+        """
         world, roles = self.world, self._roles
         furthest, since = -1, 0.0
         while not roles.finished:

@@ -83,7 +83,8 @@ class SimulatedQueue(_Server):
     def receive(self, method: str, arguments: tuple[Any, ...], reply: Reply) -> None:
         """See `Endpoint`."""
         if method == "lease" and self.world.now >= max(self.resumes_at, self.down_until):
-            self._lease(*arguments, reply)
+            stage, n, worker, wait = arguments
+            self._lease(stage, n, worker, wait, reply)
         else:
             super().receive(method, arguments, reply)
         self.calls += 1
@@ -107,6 +108,7 @@ class SimulatedQueue(_Server):
             answers.append(self.state.complete(lease_id, payload, now))
             self.ledger.completed(lease_id, payload, answers[-1], now)
             self.world.trace("complete", lease_id, str(answers[-1]))
+            self.world.counts["outcomes too late"] += answers[-1] is Completion.TOO_LATE
         self._serve()
         return answers
 

@@ -1,0 +1,241 @@
+"""Whole runs in virtual time: what holds for the queue's rules, and that broken rules are found."""
+
+import heapq
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli import app
+from deploy.simulation.roles import Work
+from deploy.simulation.run import Simulation, SimulationFailed, simulate
+from deploy.simulation.world import Network
+from replay.queue import Completion, Frontier, Stage
+from replay.state import QueueState
+
+SEEDS = range(100, 108)
+MODES = [("ordered", 0), ("ordered", 1), ("ordered", 4), ("async", 1), ("async", 4)]
+
+
+@pytest.mark.parametrize(("mode", "lag"), MODES)
+def test_every_ordinal_is_trained_once_or_quarantined_whatever_happens(mode, lag):
+    happened = Counter()
+    for seed in SEEDS:
+        figures = simulate(Simulation(seed, mode, lag))
+        assert figures["trained"] + figures["quarantined"] == 20 * 16
+        happened.update(figures["counts"])
+    faults = {name for name in happened if name.startswith("fault: ")}
+    assert len(faults) >= 7, "every kind of fault happened"
+    for name in ("messages lost", "messages doubled", "messages slow", "outcomes too late"):
+        assert happened[name], name
+
+
+def test_without_faults_nothing_is_quarantined_or_dropped():
+    figures = simulate(
+        Simulation(
+            worker_mtbf=0,
+            service_mtbf=0,
+            network=Network(slow=0, lost=0, doubled=0),
+            work=Work(cursed=0, broken_examples=0, flaky=0, late=0),
+        )
+    )
+    assert (figures["trained"], figures["quarantined"], figures["dropped"]) == (320, 0, 0)
+    assert figures["leases"] == 3 * 320
+    assert figures["counts"] == {"outcomes too late": 0}
+
+
+def test_one_seed_gives_one_trace_in_every_process():
+    program = (
+        "from deploy.simulation.run import Simulation, simulate;"
+        "print(simulate(Simulation(7, 'async', 2))['trace'])"
+    )
+    traces = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for hash_seed in ("1", "2")
+    }
+    assert traces == {simulate(Simulation(7, "async", 2))["trace"]}
+    assert traces != {simulate(Simulation(8, "async", 2))["trace"]}
+
+
+def test_the_command_of_a_simulation_simulates_it_again():
+    simulation = Simulation(3, "async", 2, steps=4, learner_connected=False, service_mtbf=1e6)
+    arguments = simulation.command.split()[1:]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert simulate(simulation)["trace"] in result.output
+
+
+def test_an_unknown_mode_is_refused():
+    result = CliRunner().invoke(app, ["simulate", "--mode=sorted"])
+    assert result.exit_code == 1
+    assert "'sorted'" in result.stderr
+
+
+# -- broken rules -------------------------------------------------------------------------------
+
+
+class AcceptsLateOutcomes(QueueState):
+    """An outcome counts although its lease has expired, where nobody holds the group now."""
+
+    def __init__(self, *arguments):
+        self.given = {}
+        super().__init__(*arguments)
+
+    def _hold(self, *arguments):
+        lease = super()._hold(*arguments)
+        self.given[lease.id] = lease
+        return lease
+
+    def complete(self, lease_id, payload, now):
+        lease = self.given.get(lease_id)
+        item = self._items.get(lease.ordinal) if lease else None
+        if item and item.lease_id is None and item.stage is lease.stage:
+            self._hold(lease.ordinal, 1.0, lease.worker, now)
+            return super().complete(item.lease_id, payload, now)
+        return super().complete(lease_id, payload, now)
+
+
+class ForgetsExpired(QueueState):
+    """A group whose lease expired is never handed out again."""
+
+    def _fail(self, lease, reason, kind, now):
+        super()._fail(lease, reason, kind, now)
+        if reason.startswith("lease of"):
+            del self._ready[self._items[lease.ordinal].stage].since[lease.ordinal]
+
+
+class Overfills(QueueState):
+    """One step more than the window is out."""
+
+    def __init__(self, config, *arguments):
+        super().__init__(config.model_copy(update={"lag": config.lag + 1}), *arguments)
+
+
+class HandsOutTwice(QueueState):
+    """Some groups stay ready while they are leased."""
+
+    def lease(self, stage, n, ttl, worker, now):
+        leases = super().lease(stage, n, ttl, worker, now)
+        for lease in leases:
+            if lease.ordinal % 50 == 0:
+                self._ready[stage].add(lease.ordinal, now)
+        return leases
+
+
+class ForgetsLastAck(QueueState):
+    """The frontier that is kept is one ordinal behind."""
+
+    def frontier(self):
+        frontier = super().frontier()
+        return Frontier(max(0, frontier.next_unacked - 1), (), frontier.dropped)
+
+
+class TrainsWhatIsReady(QueueState):
+    """In ordered mode too."""
+
+    def _next_step(self, n, worker):
+        ready = heapq.nsmallest(n, self._ready[Stage.TO_TRAIN].since)
+        return ready if len(ready) == n else []
+
+
+class RenewsNothing(QueueState):
+    """It says that leases are renewed, and lets them expire all the same."""
+
+    def renew(self, lease_ids, now):
+        self.expire(now)
+        return [lease_id for lease_id in lease_ids if lease_id in self._leases]
+
+
+class DropsQuarantined(QueueState):
+    """What is given up is forgotten instead of told to the learner."""
+
+    def _fail(self, lease, reason, kind, now):
+        super()._fail(lease, reason, kind, now)
+        if self._items[lease.ordinal].tombstone:
+            del self._items[lease.ordinal]
+            del self._ready[Stage.TO_TRAIN].since[lease.ordinal]
+
+
+class CountsReleases(QueueState):
+    """A group that was given back untried counts as a failed delivery."""
+
+    def release(self, lease_ids, now):
+        held = [self._leases[each].ordinal for each in lease_ids if each in self._leases]
+        super().release(lease_ids, now)
+        for ordinal in held:
+            if ordinal in self._items:
+                self._items[ordinal].failed += 1
+
+
+class RefusesInTime(QueueState):
+    """An outcome in the last fifth of its lease is refused."""
+
+    def complete(self, lease_id, payload, now):
+        lease = self._leases.get(lease_id)
+        if lease and now > lease.deadline - lease.ttl / 5:
+            return Completion.TOO_LATE
+        return super().complete(lease_id, payload, now)
+
+
+class AnswersAcksTooEarly(QueueState):
+    """Half of an ack is forgotten."""
+
+    def ack(self, ordinals, now, dropped=False):
+        super().ack(ordinals[: len(ordinals) // 2], now, dropped)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        AcceptsLateOutcomes,
+        ForgetsExpired,
+        Overfills,
+        HandsOutTwice,
+        ForgetsLastAck,
+        TrainsWhatIsReady,
+        RenewsNothing,
+        DropsQuarantined,
+        CountsReleases,
+        RefusesInTime,
+        AnswersAcksTooEarly,
+    ],
+)
+def test_a_broken_queue_is_found(rules):
+    for seed in range(20):
+        simulation = Simulation(seed, work=Work(scoring=0.5, late=0.02))
+        try:
+            simulate(simulation, rules)
+        except SimulationFailed as error:
+            message = str(error)
+            assert "Violation" in message, message
+            assert f"again: rewardtune simulate --seed={seed}" in message
+            assert "'lease'" in message, "it shows what happened before"
+            with pytest.raises(SimulationFailed) as again:
+                simulate(simulation, rules)
+            assert str(again.value) == message
+            return
+    pytest.fail(f"{rules.__doc__} 20 seeds have not shown it")
+
+
+def test_a_learner_whose_calls_arrive_twice_is_found_to_skip_a_step():
+    """Why its calls must not be repeated: a second `to_train` lease gets the step after."""
+    simulation = Simulation(
+        checkpoint_every=1,
+        worker_mtbf=0,
+        service_mtbf=0,
+        learner_connected=False,
+        network=Network(slow=0.006, doubled=0.1, slowest=60.0),
+    )
+    with pytest.raises(SimulationFailed, match=r"step \d+ trained the ordinals"):  # noqa: PT012
+        for seed in range(8):
+            simulate(replace(simulation, seed=seed))
