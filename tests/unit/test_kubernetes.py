@@ -1,15 +1,12 @@
-"""deploy/k8s as kustomize builds it: published schemas, and what the objects say of each other."""
+"""What the objects of deploy/k8s say of each other, of the run and of the repository."""
 
-import copy
 import re
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 import yaml
@@ -19,150 +16,24 @@ from redis.exceptions import AuthenticationError
 from deploy.config import RunConfig
 from deploy.config_file import read_config
 from tests import redis_server
-from tests.kubernetes_schemas import KINDS, RAY_KINDS, Schemas
+from tests.kubernetes_objects import (
+    OVERLAYS,
+    REPOSITORY,
+    Object,
+    build,
+    cluster_spec,
+    groups,
+    of_kind,
+    pod_specs,
+    values_of,
+)
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-OVERLAYS = sorted(path.name for path in (REPOSITORY / "deploy/k8s/overlays").iterdir())
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
 SECRETS = {"rewardtune-ray-token", "rewardtune-redis", "rewardtune-reward-token"}
-Object = dict[str, Any]
-
-
-@pytest.fixture(scope="session")
-def schemas() -> Schemas:
-    return Schemas()
-
-
-@pytest.fixture(scope="session")
-def build() -> Callable[[str], list[Object]]:
-    """Objects of an overlay, built once."""
-    kubectl, kustomize = shutil.which("kubectl"), shutil.which("kustomize")
-    if kubectl is None and kustomize is None:
-        pytest.skip("needs kubectl (1.27 or newer) or kustomize to build the overlays")
-    command = [kubectl, "kustomize"] if kubectl else [kustomize, "build"]
-    built: dict[str, list[Object]] = {}
-
-    def objects(overlay: str) -> list[Object]:
-        if overlay not in built:
-            path = REPOSITORY / "deploy/k8s/overlays" / overlay
-            done = subprocess.run([*command, path], capture_output=True, text=True, timeout=60)
-            assert done.returncode == 0, done.stderr
-            built[overlay] = list(yaml.safe_load_all(done.stdout))
-        return copy.deepcopy(built[overlay])
-
-    return objects
-
-
-def of_kind(objects: list[Object], *kinds: str) -> Iterator[Object]:
-    return (thing for thing in objects if thing["kind"] in kinds)
-
-
-def cluster_spec(objects: list[Object]) -> Object:
-    (ray,) = of_kind(objects, *RAY_KINDS)
-    return ray["spec"] if ray["kind"] == "RayCluster" else ray["spec"]["rayClusterSpec"]
-
-
-def groups(objects: list[Object]) -> dict[str, Object]:
-    return {group["groupName"]: group for group in cluster_spec(objects)["workerGroupSpecs"]}
-
-
-def pod_specs(objects: list[Object]) -> dict[str, Object]:
-    """Of every pod that the objects make, by a name for it."""
-    spec = cluster_spec(objects)
-    pods = {"head": spec["headGroupSpec"]["template"]["spec"]}
-    pods |= {name: group["template"]["spec"] for name, group in groups(objects).items()}
-    for thing in of_kind(objects, "Deployment", "StatefulSet"):
-        pods[thing["metadata"]["name"]] = thing["spec"]["template"]["spec"]
-    return pods
-
-
-def values_of(thing: Any, key: str) -> Iterator[Any]:
-    """All values under a key, however deep."""
-    if isinstance(thing, dict):
-        for name, value in thing.items():
-            if name == key:
-                yield value
-            yield from values_of(value, key)
-    elif isinstance(thing, list):
-        for item in thing:
-            yield from values_of(item, key)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_object_is_valid_by_its_published_schema(overlay, build, schemas):
-    faults = [fault for thing in build(overlay) for fault in schemas.faults(thing)]
-    assert faults == []
-
-
-def test_schemas_know_every_kind_that_is_built(build):
-    known = {*KINDS, *(f"ray.io/v1 {kind}" for kind in RAY_KINDS)}
-    known.add("monitoring.coreos.com/v1 PodMonitor")
-    kinds = {f"{t['apiVersion']} {t['kind']}" for overlay in OVERLAYS for t in build(overlay)}
-    assert kinds == known
-
-
-MISSPELT, MISSING = "misspelt", "missing"
-GROUP = "spec.workerGroupSpecs.0"
-MUTANTS = [
-    ("RayCluster", "spec.enableInTreeAutoscaling", MISSPELT),
-    ("RayCluster", "spec.enableInTreeAutoscaling", "yes"),
-    ("RayCluster", "spec.authOptions.mode", "bearer"),
-    ("RayCluster", "spec.autoscalerOptions.version", "v3"),
-    ("RayCluster", "spec.gcsFaultToleranceOptions.redisAddress", MISSPELT),
-    ("RayCluster", "spec.headGroupSpec", MISSING),
-    ("RayCluster", "spec.headGroupSpec.rayStartParams.num-cpus", 0),
-    ("RayCluster", f"{GROUP}.minReplicas", "1"),
-    ("RayCluster", f"{GROUP}.groupName", MISSING),
-    ("RayCluster", f"{GROUP}.labels", MISSPELT),
-    ("RayCluster", f"{GROUP}.template.spec.containers", MISSING),
-    ("RayCluster", f"{GROUP}.template.spec.containers.0.name", MISSING),
-    ("RayCluster", f"{GROUP}.template.spec.containers.0.resources.limits", MISSPELT),
-    ("RayCluster", f"{GROUP}.template.spec.securityContext.runAsNonRoot", "true"),
-    ("RayCluster", "metadata.labels", ["a"]),
-    ("RayJob", "spec.entrypoint", MISSPELT),
-    ("RayJob", "spec.backoffLimit", "3"),
-    ("RayJob", "spec.rayClusterSpec.workerGroupSpecs.2.numOfHosts", "one"),
-    ("RayJob", "spec.rayClusterSpec.headGroupSpec.template", MISSING),
-    ("StatefulSet", "spec.serviceName", MISSPELT),
-    ("StatefulSet", "spec.selector", MISSING),
-    ("StatefulSet", "spec.template.spec.containers.0.env.0.valueFrom.secretKeyRef.key", MISSING),
-    ("Deployment", "spec.template.spec.containers.0.readinessProbe.grpc.port", "grpc"),
-    ("Deployment", "spec.template", MISSING),
-    ("HorizontalPodAutoscaler", "spec.maxReplicas", MISSING),
-    ("HorizontalPodAutoscaler", "spec.metrics.0.resource.target.averageUtilization", MISSPELT),
-    ("NetworkPolicy", "spec.podSelector", MISSPELT),
-    ("PodMonitor", "spec.podMetricsEndpoints", MISSPELT),
-    ("PodMonitor", "spec.selector", MISSING),
-    ("PriorityClass", "value", MISSPELT),
-    ("PriorityClass", "value", "3000"),
-    ("PersistentVolumeClaim", "spec.accessModes", "ReadWriteMany"),
-    ("Service", "spec.ports.0.port", MISSING),
-    ("ConfigMap", "data", MISSPELT),
-    ("Namespace", "metadata.label", {"a": "b"}),
-]
-
-
-@pytest.mark.parametrize(("kind", "path", "change"), MUTANTS)
-def test_schemas_refuse_mutants(kind, path, change, build, schemas):
-    overlay = "gpu-cluster" if kind == "RayCluster" else "gpu-job-reward-server"
-    thing = next(of_kind(build(overlay), kind))
-    *parents, last = path.split(".")
-    inner: Any = thing
-    for step in parents:
-        inner = inner[int(step) if isinstance(inner, list) else step]
-    if change == MISSPELT:
-        inner[last[:-1]] = inner.pop(last)
-    elif change == MISSING:
-        del inner[last]
-    else:
-        inner[last] = change
-    faults = schemas.faults(thing)
-    assert faults
-    assert all(fault.startswith(f"{thing['apiVersion']} {kind} $") for fault in faults)
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_objects_name_is_there(overlay, build):
+def test_what_objects_name_is_there(overlay):
     objects = build(overlay)
     names = {(thing["kind"], thing["metadata"]["name"]) for thing in objects}
     text = yaml.safe_dump(objects)
@@ -184,7 +55,7 @@ def test_what_objects_name_is_there(overlay, build):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_all_is_in_one_namespace_and_no_image_or_secret_is_left_open(overlay, build):
+def test_all_is_in_one_namespace_and_no_image_or_secret_is_left_open(overlay):
     objects = build(overlay)
     for thing in objects:
         if thing["kind"] not in CLUSTER_WIDE:
@@ -201,7 +72,7 @@ def test_all_is_in_one_namespace_and_no_image_or_secret_is_left_open(overlay, bu
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_pod_runs_as_root_or_may_become_it(overlay, build):
+def test_no_pod_runs_as_root_or_may_become_it(overlay):
     for name, pod in pod_specs(build(overlay)).items():
         context = pod["securityContext"]
         assert context["runAsNonRoot"] is True, name
@@ -214,7 +85,7 @@ def test_no_pod_runs_as_root_or_may_become_it(overlay, build):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_cluster_has_token_autoscaler_v2_redis_and_an_idle_head(overlay, build):
+def test_cluster_has_token_autoscaler_v2_redis_and_an_idle_head(overlay):
     spec = cluster_spec(build(overlay))
     assert spec["authOptions"] == {"mode": "token", "secretName": "rewardtune-ray-token"}
     assert spec["enableInTreeAutoscaling"]
@@ -250,7 +121,7 @@ def per_pod(group: Object, resource: str) -> float:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pools_hold_what_the_run_asks_of_them(overlay, build, tmp_path):
+def test_pools_hold_what_the_run_asks_of_them(overlay, tmp_path):
     objects = build(overlay)
     remote = "reward-server" in overlay
     config = run_config(objects, "remote.yaml" if remote else "run.yaml", tmp_path)
@@ -278,7 +149,7 @@ def test_pools_hold_what_the_run_asks_of_them(overlay, build, tmp_path):
     )
 
 
-def test_job_runs_a_config_that_is_mounted(build):
+def test_job_runs_a_config_that_is_mounted():
     for overlay in OVERLAYS:
         for job in of_kind(build(overlay), "RayJob"):
             path = Path(job["spec"]["entrypoint"].split()[2])
@@ -287,12 +158,12 @@ def test_job_runs_a_config_that_is_mounted(build):
             assert job["spec"]["shutdownAfterJobFinishes"]
 
 
-def test_job_and_cluster_of_a_learner_are_the_same(build):
+def test_job_and_cluster_of_a_learner_are_the_same():
     for kind in ("gpu", "tpu"):
         assert cluster_spec(build(f"{kind}-job")) == cluster_spec(build(f"{kind}-cluster"))
 
 
-def test_reward_servers_scale_by_the_cpu_that_they_request(build, tmp_path):
+def test_reward_servers_scale_by_the_cpu_that_they_request(tmp_path):
     objects = build("gpu-job-reward-server")
     (scaler,) = of_kind(objects, "HorizontalPodAutoscaler")
     (deployment,) = of_kind(objects, "Deployment")
@@ -309,7 +180,7 @@ def test_reward_servers_scale_by_the_cpu_that_they_request(build, tmp_path):
     assert term.options["token_file"] in container["args"]
 
 
-def test_redis_keeps_everything(build):
+def test_redis_keeps_everything():
     (config,) = (
         t for t in of_kind(build("gpu-job"), "ConfigMap") if t["metadata"]["name"].endswith("redis")
     )
@@ -325,7 +196,7 @@ def test_redis_keeps_everything(build):
     assert lines["dir"] == "/data"
 
 
-def test_redis_is_reached_from_the_head_alone(build):
+def test_redis_is_reached_from_the_head_alone():
     policies = {t["metadata"]["name"]: t for t in of_kind(build("gpu-job"), "NetworkPolicy")}
     refuse = policies["rewardtune-refuse"]["spec"]
     assert refuse == {"podSelector": {}, "policyTypes": ["Ingress"]}
@@ -334,14 +205,14 @@ def test_redis_is_reached_from_the_head_alone(build):
     assert sources == ["head", "redis-cleanup"]
 
 
-def test_kueue_finds_the_queue_on_the_job(build):
+def test_kueue_finds_the_queue_on_the_job():
     (job,) = of_kind(build("gpu-job-kueue"), "RayJob")
     assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "rewardtune"}
     (plain,) = of_kind(build("gpu-job"), "RayJob")
     assert "labels" not in plain["metadata"]
 
 
-def test_monitors_read_ports_that_pods_have(build):
+def test_monitors_read_ports_that_pods_have():
     objects = build("gpu-cluster")
     spec = cluster_spec(objects)
     pods = {"head": [spec["headGroupSpec"]], "worker": spec["workerGroupSpecs"]}
@@ -361,7 +232,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(redis_server.MISSING is not None, reason=str(redis_server.MISSING))
-def test_redis_command_starts_with_the_password_keeps_its_data_and_ends_on_sigterm(build, folder):
+def test_redis_command_starts_with_the_password_keeps_its_data_and_ends_on_sigterm(folder):
     objects = build("gpu-job")
     (stateful,) = of_kind(objects, "StatefulSet")
     (container,) = stateful["spec"]["template"]["spec"]["containers"]
