@@ -67,7 +67,8 @@ class RedisServer:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Ends it at once, as a crash would."""
-        assert self._process is not None
+        if self._process is None:  # it never started
+            return
         self._process.send_signal(number)
         self._process.send_signal(signal.SIGCONT)
         self._process.wait(timeout=30)
@@ -81,8 +82,8 @@ def redis_server(*options: str) -> Iterator[RedisServer]:
     # A socket's path may have 107 bytes: pytest's directories are longer.
     with tempfile.TemporaryDirectory(prefix="rt-redis-") as directory:
         server = RedisServer(Path(directory), *options)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.kill()
