@@ -39,12 +39,13 @@ def main_table(results: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"| before | {ranked(before['test'])} | |")
         bias = before["best_bias"]
         lines.append(f"| before, end token {bias:+g} | {ranked(before['best_bias_test'])} | |")
-    if likelihood := results.get("likelihood_continued"):
-        for rate, tried in likelihood["rates"].items():
-            row = f"maximum likelihood continued, {rate}"
-            lines.append(f"| {row} | {ranked(tried['test'])} | {tried['seconds']:.0f} |")
+    for steps in (800, 2500):
+        if likelihood := results.get(f"likelihood_{steps}"):
+            for rate, tried in likelihood["rates"].items():
+                row = f"maximum likelihood continued, {steps} steps at {rate}"
+                lines.append(f"| {row} | {ranked(tried['test'])} | {tried['seconds']:.0f} |")
     for name, result in results.items():
-        if re.match(r"(map|recall)_(seed\d|long)$", name):
+        if re.match(r"(map|recall)_(seed\d|long)$|after_", name):
             lines.append(f"| {name} | {ranked(result['test'])} | {result['seconds']:.0f} |")
     if complete := results.get("complete"):
         lines.append(f"| complete annotations, before | {ranked(complete['before_test'])} | |")
@@ -103,7 +104,7 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
     best = before["bias_validation"][str(before["best_bias"])]
     axes.axhline(100 * best["mAP"], color="grey", lw=1)
     axes.annotate("best end-token bias", (1, 100 * best["mAP"]), color="grey", va="bottom")
-    if likelihood := results.get("likelihood_continued"):
+    if likelihood := results.get("likelihood_2500"):
         rate = likelihood["rates"][likelihood["best_rate"]]["validation"]["class"]
         axes.axhline(100 * rate["mAP"], color="grey", lw=1, ls=":")
         label = "maximum likelihood continued"
@@ -124,7 +125,7 @@ def main() -> None:
         lines += [*gains(results, reward), ""]
     sections = {
         "K = 2 against K = 8 at equal reward queries": r"k\d_of",
-        "Lag, plain and weighted": r"lag",
+        "Lag, plain and with truncated importance weights, after 120 steps at 3e-5": r"lag",
     }
     for title, pattern in sections.items():
         if table := comparison(results, pattern):
