@@ -34,7 +34,7 @@ def test_workers_and_the_evaluator_have_their_times(tmp_path: Path) -> None:
         tmp_path / "evaluations.jsonl",
         [
             {"step": 0, "split": "validation", "seconds": 2.0},
-            {"step": 1, "split": "x", "seconds": 1},
+            {"step": 1, "split": "validation", "seconds": 1},
         ],
     )
     workers = [
