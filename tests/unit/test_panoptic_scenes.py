@@ -30,7 +30,7 @@ def test_scenes_are_the_same_on_every_machine():
         for array in (made.images, made.ids, made.labels, made.offsets):
             digest.update(array.tobytes())
     # Seen on x86-64, numpy 2.4. When the generator changes on purpose, raise GENERATOR_VERSION.
-    assert digest.hexdigest() == "7297f6f969b79a7c2fbc2571f3e3fe0ce71df0f1d334417cd95095a1e8297104"
+    assert digest.hexdigest() == "1b4be81fd356666e123c38684567467f33a4c2e6468a10b9399bc0a7086517d7"
 
 
 def test_a_scene_depends_on_its_seed_split_and_number_alone(scenes):
@@ -51,22 +51,19 @@ def test_every_pixel_has_a_segment_and_every_segment_a_pixel(scenes):
         assert not segments.crowd.any()
         stuff = segments.labels[1:][segments.labels[1:] > 10]
         assert len(set(stuff)) == len(stuff)  # one row a class
-        textures = len(stuff) - 1  # but for the cards
-        assert 1 <= textures <= 3
+        assert 1 <= len(stuff) <= 3
         assert 1 <= (segments.labels[1:] <= 10).sum() <= 5
         seen |= set(segments.labels.tolist())
     assert seen == set(range(len(CATEGORIES) + 1))
 
 
-def test_a_digit_is_bright_on_its_card_and_its_mask_is_where_it_is_drawn(scenes):
-    """Masks and pixels are drawn by different code: ink is brighter than the cards around it."""
-    ink, card = [], []
+def test_a_thing_is_a_dark_card_with_bright_ink(scenes):
+    """Masks and pixels are drawn by different code: most of a mask is dark, and some is bright."""
     for index in range(len(scenes)):
-        labels = scenes.segments(index).semantics()
-        brightest = scenes.images[index].max(-1)
-        ink.append(brightest[(labels > 0) & (labels <= 10)].mean())
-        card.append(brightest[labels == 11].mean())
-    assert min(np.array(ink) - np.array(card)) > 30
+        segments, brightest = scenes.segments(index), scenes.images[index].max(-1)
+        for row in np.flatnonzero((segments.labels > 0) & (segments.labels <= 10)):
+            inside = brightest[segments.ids == row]
+            assert np.percentile(inside, 25) < 130 < np.percentile(inside, 98)
 
 
 def test_a_pixel_belongs_to_the_mask_with_most_of_its_points():

@@ -2,9 +2,9 @@
 
 A scene is 48 x 48 pixels, drawn as those of `vision.data.scenes`, whose digits these are: two or
 three textures meet in curved borders, and on them lie one to five bright digits, each on a dark
-card that hides what was drawn before. Every pixel has a segment. Things are the digits, by their
-ink; stuff are the textures and, as one more class, the cards. A pixel belongs to the segment that
-holds most of its 16 points.
+card that hides what was drawn before. Every pixel has a segment. Things are the digits, each with
+the card that it lies on; stuff are the textures. A pixel belongs to the segment that holds most of
+its 16 points.
 
 Digits and areas of the textures (scikit-image's) of one split are never used in another.
 
@@ -41,16 +41,15 @@ from vision.data.scenes import (
 from vision.data.segments import SegmentMap
 
 # Part of the cache's key: to be raised by whoever changes a pixel of what is generated.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 # Textures, by the name of scikit-image's lossless file.
 TEXTURES = {"grass": "grass", "gravel": "gravel", "brick": "brick", "tissue": "ihc"}
 CATEGORIES = tuple(
     Category(number, name, is_thing=number <= 10)
-    for number, name in enumerate([*(str(digit) for digit in range(10)), "card", *TEXTURES], 1)
+    for number, name in enumerate([*(str(digit) for digit in range(10)), *TEXTURES], 1)
 )
-_CARD = 11
-_FIRST_TEXTURE = 12
+_FIRST_TEXTURE = 11
 # y0 x0 y1 x1 in a texture of 512 x 512 pixels.
 _AREAS = {
     "train": (0, 0, 512, 320),
@@ -171,7 +170,7 @@ def draw_scene(
         crop = background(random, [textures[texture]], _LONGEST_CROP)
         np.copyto(canvas, crop, where=(region == index)[..., None])
     owner = np.full((POINTS, POINTS), -1, np.int8)  # whose ink is seen where
-    card = np.zeros((POINTS, POINTS), bool)
+    thing = owner.copy()  # whose ink or card
     ink: list[int] = []
     labels: list[int] = []
     for _ in range(integer(random, 1, MAX_DIGITS)):
@@ -184,14 +183,13 @@ def draw_scene(
         dark = random.randint(0, 70, 3, np.int32)
         bright = random.randint(160, 256, 3, np.int32)
         paint(random, canvas, plate, opacity, (top, left), dark, bright)
-        card |= plate
+        # Ink may stand out of its card, where an ellipse is cut.
+        thing[plate | (owner == len(ink))] = len(ink)
         ink.append(int((opacity >= INK).sum()))
         labels.append(digit + 1)
-    masks = [owner == digit for digit in range(len(labels))]
-    masks.append(card & (owner < 0))
-    # A digit's ink may stand out of its card where an ellipse is cut.
-    masks += [(region == index) & ~card & (owner < 0) for index in range(len(chosen))]
-    table = [*labels, _CARD, *(_FIRST_TEXTURE + int(texture) for texture in chosen)]
+    masks = [thing == digit for digit in range(len(labels))]
+    masks += [(region == index) & (thing < 0) for index in range(len(chosen))]
+    table = [*labels, *(_FIRST_TEXTURE + int(texture) for texture in chosen)]
     ids, rows = _pixels(masks)
     return take_picture(random, canvas), ids, np.array([0, *(table[row] for row in rows)], np.int32)
 
