@@ -6,19 +6,16 @@ Every tuning is the documented command `rewardtune tune configs/quickstart/...` 
 a process of its own. Choices are made on the validation split; the test split is only reported.
 """
 
-import json
 import os
-import platform
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+from experiments.commands import rewardtune, write_result
+
+RESULTS = Path(__file__).resolve().parent / "results"
 RUNS = Path(os.environ.get("REWARDTUNE_EXPERIMENT_RUNS", "runs/experiments"))
 MAP, RECALL = "configs/quickstart/detection_map.yaml", "configs/quickstart/detection_recall.yaml"
 PRETRAIN = "configs/quickstart/detection_pretrain.yaml"
@@ -179,21 +176,6 @@ def judge(
     }
 
 
-def rewardtune(arguments: Sequence[str]) -> float:
-    """Runs the command line; returns the seconds that it took."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "deploy.cli", *arguments], check=True)
-    return round(time.monotonic() - began, 1)
-
-
-def write(name: str, result: Mapping[str, Any]) -> None:
-    """One result with the machine it comes from."""
-    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": sys.version[:6]}
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"name": name, "machine": machine, **result}, indent=1)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
-
-
 def main(names: Sequence[str]) -> None:
     """Runs what is named, in order."""
     runs = tunings()
@@ -214,7 +196,7 @@ def main(names: Sequence[str]) -> None:
             result = run_tuning(name, *runs[name])
         else:
             raise SystemExit(f"unknown experiment {name!r}: one of {[*special, *runs]}")
-        write(name, result)
+        write_result(RESULTS, name, result)
         print(f"{name}: test {result['test']}", flush=True)
 
 
