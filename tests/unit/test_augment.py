@@ -228,3 +228,18 @@ def test_equal_seeds_give_equal_segments_and_leave_the_input(seed: int) -> None:
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
         AugmentOptions.model_validate(options)
+
+
+def test_a_turn_of_hues_keeps_grays_and_luma_and_reaches_every_hue():
+    image = np.full((4, 4, 3), (150, 110, 120), np.uint8)
+    luma = np.array([0.299, 0.587, 0.114])
+    options = AugmentOptions(scale=(1.0, 1.0), flip=0.0, hue=0.5)
+    boxes = np.zeros((0, 4))
+    strongest = set()
+    for seed in range(60):
+        turned, _, _ = augment(image, boxes, (4, 4), options, seed)
+        assert np.abs(turned @ luma - image @ luma).max() < 1.0  # by rounding to whole values
+        strongest.add(int(turned[0, 0].argmax()))
+    assert strongest == {0, 1, 2}
+    gray = np.full((4, 4, 3), 77, np.uint8)
+    np.testing.assert_array_equal(augment(gray, boxes, (4, 4), options, 1)[0], gray)

@@ -4,6 +4,7 @@ Sampler, reward worker and learner each load the example by themselves: the same
 each of them the same pixels, the same boxes and the same segments.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -35,6 +36,8 @@ class AugmentOptions(BaseModel):
     """Greatest relative change of the distance from the mean gray."""
     saturation: Strength = 0.0
     """Greatest relative change of the distance from each pixel's gray."""
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+    """Greatest turn of all hues either way, as a share of the circle: 0.5 gives any; grays stay."""
     least_visible: float = Field(default=0.25, ge=0, le=1)
     """A box stays when at least this share of its area is still in the frame. (A segment stays
     with whatever is left of it.)"""
@@ -110,6 +113,7 @@ class _Frame:
       start: [2] float64, y and x of its top left corner there; negative where it is cut.
       mirrored: left and right change places, after all that.
       factors: [3] float64 of brightness, contrast and saturation.
+      turn: of the hues, in radians.
     """
 
     size: tuple[int, int]
@@ -117,13 +121,13 @@ class _Frame:
     start: np.ndarray
     mirrored: bool
     factors: np.ndarray
+    turn: float
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """[h, w, 3] uint8 to [height, width, 3] uint8."""
         pixels = self._magnified(image) if (self.extent >= self.size).all() else self._set_in(image)
-        return _recolour(
-            np.ascontiguousarray(pixels[:, ::-1] if self.mirrored else pixels), self.factors
-        )
+        mirrored = np.ascontiguousarray(pixels[:, ::-1] if self.mirrored else pixels)
+        return _recolour(mirrored, self.factors, self.turn)
 
     def _magnified(self, image: np.ndarray) -> np.ndarray:
         height, width = self.size
@@ -173,27 +177,42 @@ def _draw(size: tuple[int, int], options: AugmentOptions, seed: int) -> _Frame:
     mirrored = bool(random.uniform() < options.flip)
     strengths = (options.brightness, options.contrast, options.saturation)
     factors = 1 + np.array(strengths) * random.uniform(-1, 1, 3)
+    turn = 2 * math.pi * options.hue * float(random.uniform(-1, 1))
 
     extent = np.array(size) * scale
     if scale < 1:  # whole pixels, and boxes and segments go by what is really drawn
         extent = np.maximum(1, np.rint(extent))
     start = place * (np.array(size) - extent)
-    return _Frame(size, extent, np.rint(start) if scale < 1 else start, mirrored, factors)
+    return _Frame(size, extent, np.rint(start) if scale < 1 else start, mirrored, factors, turn)
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
     return np.asarray(np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1))
 
 
-def _recolour(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
+def _recolour(image: np.ndarray, factors: np.ndarray, turn: float) -> np.ndarray:
     brightness, contrast, saturation = (np.float32(factor) for factor in factors)
-    if brightness == contrast == saturation == 1:
+    if brightness == contrast == saturation == 1 and turn == 0:
         return image
     values = image.astype(np.float32) * brightness
     # Element by element, and the mean exact: a matrix product rounds as the CPU likes.
     red, green, blue = (values[..., channel] for channel in range(3))
     gray = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
-    values = gray[..., None] + (values - gray[..., None]) * saturation
+    values = gray[..., None] + (_turned(values, gray, turn) - gray[..., None]) * saturation
     mean = np.float32(gray.mean(dtype=np.float64))
     values = mean + (values - mean) * contrast
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _turned(values: np.ndarray, gray: np.ndarray, turn: float) -> np.ndarray:
+    """Turns the plane of the colour differences Cb and Cr (ITU-R BT.601); keeps the luma."""
+    if turn == 0:
+        return values
+    cosine, sine = np.float32(math.cos(turn)), np.float32(math.sin(turn))
+    # Cb and Cr have a range of one each: blue's and red's share of it.
+    of_blue, of_red = np.float32(2 * (1 - 0.114)), np.float32(2 * (1 - 0.299))
+    cb, cr = (values[..., 2] - gray) / of_blue, (values[..., 0] - gray) / of_red
+    red = gray + of_red * (sine * cb + cosine * cr)
+    blue = gray + of_blue * (cosine * cb - sine * cr)
+    green = (gray - np.float32(0.299) * red - np.float32(0.114) * blue) / np.float32(0.587)
+    return np.stack([red, green, blue], axis=-1)
