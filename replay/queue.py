@@ -208,7 +208,13 @@ class ReplayQueue(Protocol):
         ...
 
     def release_worker(self, worker: str, reason: str) -> int:
-        """Takes everything from a dead worker, as failed deliveries; returns how many."""
+        """Takes everything from a dead worker; returns how many.
+
+        What its last `lease` call was given counts as failed deliveries. What it held from before
+        goes back untried: a worker asks for more when it is done with that, or when that waits
+        for an answer from elsewhere, so it did not kill the worker. Leases that expire are
+        told apart in the same way.
+        """
         ...
 
     def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:

@@ -11,7 +11,8 @@
 -- meta         hash: settings, frontier, counters
 -- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons}
 -- payloads     hash: ordinal -> bytes of its stage; none in to_sample, whose tickets are computed
--- leases       hash: lease id -> {ordinal, stage, worker, ttl, deadline unless renewed}
+-- leases       hash: lease id -> {ordinal, stage, worker, ttl, deadline unless renewed, call}
+-- newest       hash: worker -> its last call of `lease`, unless that was given nothing
 -- acked        sorted set of the acked ordinals above `next_unacked`
 -- STAGE:ready, STAGE:since, STAGE:deadlines    sorted sets: ordinals by ordinal and by the time they
 --              entered, lease ids by the time they end
@@ -28,7 +29,7 @@ local SAMPLE, TRAIN = 1, 3
 local KEPT_WAITS, KEPT_QUARANTINED, KEPT_REASONS = 1024, 1000, 20
 local REPLY_SECONDS = 3600
 local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS = 1, 2, 3, 4, 5, 6  -- of an item
-local ORDINAL, WORKER, TTL = 1, 3, 4                                      -- of a lease, and STAGE = 2
+local ORDINAL, WORKER, TTL, CALL = 1, 3, 4, 6                             -- of a lease, and STAGE = 2
 
 local call = redis.call
 local function key(name) return base .. name end
@@ -172,6 +173,20 @@ local function fail(id, lease, reason, is_data)
   make_ready(ordinal, item)
 end
 
+local function give_back(id, lease)
+  drop_lease(id, lease)
+  make_ready(lease[ORDINAL], item_of(lease[ORDINAL]))
+end
+
+-- From a worker that died or fell silent: it fails what it was handed last, and nothing else.
+local function take_back(id, lease, reason)
+  if tonumber(call('HGET', key('newest'), lease[WORKER]) or nil) == lease[CALL] then
+    fail(id, lease, reason, false)
+  else
+    give_back(id, lease)
+  end
+end
+
 local function expire()
   for stage = 1, 3 do
     local due = call('ZRANGEBYSCORE', of_stage(stage, 'deadlines'), '-inf', exact(now))
@@ -180,8 +195,8 @@ local function expire()
       local lease = lease_of(id)
       count('expired')
       call('HINCRBY', key('expired'), lease[WORKER], 1)
-      fail(id, lease, string.format('lease of %s expired: not renewed within %g s',
-                                    lease[WORKER], lease[TTL]), false)
+      take_back(id, lease, string.format('lease of %s expired: not renewed within %g s',
+                                         lease[WORKER], lease[TTL]))
     end
   end
   flush()
@@ -269,7 +284,7 @@ local function clear(names)
   for _, name in ipairs(names) do call('UNLINK', key(name)) end
 end
 local function forget_unacked()
-  clear({'items', 'payloads', 'leases', 'acked'})
+  clear({'items', 'payloads', 'leases', 'newest', 'acked'})
   for _, stage in ipairs(STAGES) do
     for _, name in ipairs({'ready', 'since', 'deadlines', 'waits'}) do
       call('UNLINK', key(stage .. ':' .. name))
@@ -307,18 +322,24 @@ function operations.lease(arguments)
   else
     ordinals = call('ZRANGE', of_stage(stage, 'ready'), 0, whole(n - 1))
   end
-  if #ordinals == 0 then return {'ok', {}} end
+  if #ordinals == 0 then
+    if call('HEXISTS', key('newest'), worker) == 1 then
+      begin_writing()
+      call('HDEL', key('newest'), worker)
+    end
+    return {'ok', {}}
+  end
   begin_writing()
   for i, member in ipairs(ordinals) do fields[i] = whole(tonumber(member)) end
   load(items, 'items', fields)
-  local redelivered = 0
+  local redelivered, first = 0, run.lease_count + 1
   for i, field in ipairs(fields) do
     local ordinal, item = tonumber(field), items[field]
     take_ready(ordinal, stage)
     later('RPUSH', of_stage(stage, 'waits'), exact(now - item[SINCE]))
     run.lease_count = run.lease_count + 1
     local id = run.incarnation .. '.' .. whole(run.lease_count)
-    local lease = {ordinal, stage, worker, ttl, now + ttl}
+    local lease = {ordinal, stage, worker, ttl, now + ttl, first}
     item[LEASE] = id
     put_item(ordinal, item)
     leases[id], ids[i] = lease, id
@@ -329,6 +350,7 @@ function operations.lease(arguments)
   flush()
   call('LTRIM', of_stage(stage, 'waits'), -KEPT_WAITS, -1)
   call('HSET', meta, 'lease_count', whole(run.lease_count))
+  call('HSET', key('newest'), worker, whole(first))
   if redelivered > 0 then count('redelivered', redelivered) end
   remember(ids)
   return {'ok', shown(ids, fields)}
@@ -408,10 +430,7 @@ function operations.release(ids)
   load_leases(ids)
   for _, id in ipairs(ids) do
     local lease = lease_of(id)
-    if lease then
-      drop_lease(id, lease)
-      make_ready(lease[ORDINAL], item_of(lease[ORDINAL]))
-    end
+    if lease then give_back(id, lease) end
   end
   return {'ok'}
 end
@@ -426,7 +445,7 @@ function operations.release_worker(arguments)
   end
   if #held > 0 then begin_writing() end
   table.sort(held, function(a, b) return a[2][ORDINAL] < b[2][ORDINAL] end)
-  for _, pair in ipairs(held) do fail(pair[1], pair[2], reason, false) end
+  for _, pair in ipairs(held) do take_back(pair[1], pair[2], reason) end
   return {'ok', #held}
 end
 

@@ -4,6 +4,9 @@ Invariant: an ordinal that was handed out is in exactly one place: ready in one 
 lease, or acked. (A quarantined ordinal is a tombstone in `to_train` until the learner acks it.)
 Invariant: groups out, handed out and not acked, never exceed the window.
 
+A worker that dies or falls silent fails what it was handed last, and nothing else: it asks for more
+only when it is done with the rest, which merely waits in its hands for an answer from elsewhere.
+
 One writer: whoever owns the state calls it from one thread.
 
     mint ──▶ to_sample ──▶ to_score ──▶ to_train ──▶ acked
@@ -100,6 +103,7 @@ class QueueState:
         self._items: dict[int, _Item] = {}
         self._leases: dict[str, Lease] = {}
         self._deadlines: list[tuple[float, str]] = []
+        self._newest: dict[str, frozenset[str]] = {}  # what a worker was handed last
         self._ready = {stage: _Ready() for stage in Stage}
         self._next_unacked = frontier.next_unacked
         self._acked_above = set(frontier.acked_above)
@@ -122,7 +126,9 @@ class QueueState:
         else:
             ordinals = heapq.nsmallest(n, self._ready[stage].since)
         ttl = self._ttl[stage] if ttl is None else ttl
-        return [self._hold(ordinal, ttl, worker, now) for ordinal in ordinals]
+        leases = [self._hold(ordinal, ttl, worker, now) for ordinal in ordinals]
+        self._newest[worker] = frozenset(lease.id for lease in leases)
+        return leases
 
     def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
         """Gives each lease its ttl anew; returns the ids that are still held."""
@@ -169,19 +175,18 @@ class QueueState:
         for lease_id in lease_ids:
             lease = self._leases.get(lease_id)
             if lease is not None:
-                item = self._drop_lease(lease)
-                self._ready[item.stage].add(lease.ordinal, now)
+                self._give_back(lease, now)
 
     def release_worker(self, worker: str, reason: str, now: float) -> int:
-        """Takes everything from a dead worker, as failed deliveries; returns how many."""
+        """Takes everything from a dead worker; see `ReplayQueue.release_worker`."""
         self.expire(now)
         held = [lease for lease in self._leases.values() if lease.worker == worker]
         for lease in held:
-            self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
+            self._take_back(lease, reason, now)
         return len(held)
 
     def expire(self, now: float) -> int:
-        """Takes back what is past its deadline, as failed deliveries; returns how many."""
+        """Takes back what is past its deadline, as from a dead worker; returns how many."""
         expired = 0
         while self._deadlines and self._deadlines[0][0] <= now:
             _, lease_id = heapq.heappop(self._deadlines)
@@ -193,7 +198,7 @@ class QueueState:
                 continue
             reason = f"lease of {lease.worker} expired: not renewed within {lease.ttl:g} s"
             self._expired_by_worker[lease.worker] += 1
-            self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
+            self._take_back(lease, reason, now)
             expired += 1
         self._expired += expired
         return expired
@@ -373,6 +378,16 @@ class QueueState:
         item = self._items[lease.ordinal]
         item.lease_id = None
         return item
+
+    def _give_back(self, lease: Lease, now: float) -> None:
+        item = self._drop_lease(lease)
+        self._ready[item.stage].add(lease.ordinal, now)
+
+    def _take_back(self, lease: Lease, reason: str, now: float) -> None:
+        if lease.id in self._newest[lease.worker]:
+            self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
+        else:
+            self._give_back(lease, now)
 
     def _fail(self, lease: Lease, reason: str, kind: FailureKind, now: float) -> None:
         item = self._drop_lease(lease)

@@ -40,6 +40,7 @@ class Ledger:
         """The queue was told to go back to a frontier."""
         self._groups: dict[int, _Group] = {}
         self._by_lease: dict[str, int] = {}
+        self._newest: dict[str, frozenset[str]] = {}
         self._next_unacked = frontier.next_unacked
         self._acked_above = set(frontier.acked_above)
 
@@ -64,8 +65,10 @@ class Ledger:
         """Whether an ack was accepted."""
         return ordinal < self._next_unacked or ordinal in self._acked_above
 
-    def leased(self, stage: Stage, leases: Sequence[Lease], now: float) -> None:
-        """These were handed out."""
+    def leased(self, stage: Stage, worker: str, leases: Sequence[Lease], now: float) -> None:
+        """A worker asked and was handed these."""
+        self._settle_all(worker, now)
+        self._newest[worker] = frozenset(lease.id for lease in leases)
         for lease in leases:
             ordinal = lease.ordinal
             group = self._groups.get(ordinal)
@@ -123,14 +126,11 @@ class Ledger:
 
     def released_worker(self, worker: str, count: int, now: float) -> None:
         """A dead worker's groups were taken from it."""
-        held = [g for g in self._groups.values() if g.lease and g.lease.worker == worker]
-        for group in held:
-            self._settle(group, now)
-        held = [group for group in held if group.lease is not None]
+        held = self._settle_all(worker, now)
         if len(held) != count:
             raise Violation(f"{count} groups were taken from {worker}; it held {len(held)}")
         for group in held:
-            self._fail(group, FailureKind.INFRASTRUCTURE)
+            self._take_back(group)
 
     def acked(self, ordinals: Sequence[int], now: float) -> None:
         """An ack was accepted."""
@@ -161,7 +161,22 @@ class Ledger:
 
     def _settle(self, group: _Group, now: float) -> None:
         if group.lease is not None and group.deadline <= now:
+            self._take_back(group)
+
+    def _settle_all(self, worker: str, now: float) -> list[_Group]:
+        """What the worker still holds."""
+        held = [g for g in self._groups.values() if g.lease and g.lease.worker == worker]
+        for group in held:
+            self._settle(group, now)
+        return [group for group in held if group.lease is not None]
+
+    def _take_back(self, group: _Group) -> None:
+        """From a worker that died or fell silent: what it was handed last has failed."""
+        assert group.lease is not None
+        if group.lease.id in self._newest[group.lease.worker]:
             self._fail(group, FailureKind.INFRASTRUCTURE)
+        else:
+            self._drop(group)
 
     def _outcome(self, lease_id: str, answer: Completion, now: float) -> _Group | None:
         group = self._live(lease_id, now)

@@ -192,9 +192,9 @@ class SimulatedQueue(_Server):
     def _hand_out(self, stage: Stage, n: int, worker: str) -> list[Lease]:
         now = self.world.now
         leases = self.state.lease(stage, n, None, worker, now)
+        self.ledger.leased(stage, worker, leases, now)
         if leases:
             self.leases += len(leases)
-            self.ledger.leased(stage, leases, now)
             self.world.trace("lease", worker, *[f"{lease.ordinal}={lease.id}" for lease in leases])
         return leases
 

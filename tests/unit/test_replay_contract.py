@@ -232,6 +232,43 @@ def test_released_groups_count_no_delivery(open_queue):
     assert queue.stats().quarantined == 0
 
 
+def test_a_death_counts_against_what_was_handed_out_last_alone(open_queue):
+    queue = open_queue(config(max_deliveries=2))
+    advance(queue, "to_sample", 2)
+    for _ in range(3):  # 0 waits for a person, say, while 1 and 2 kill the worker
+        (waits,) = queue.lease("to_score", 1, LONG, "dies")
+        last = queue.lease("to_score", 2, LONG, "dies")
+        assert queue.release_worker("dies", "SIGKILL") == 1 + len(last)
+        assert (waits.ordinal, waits.delivery, waits.reasons) == (0, 1, ())
+    assert sorted(g.ordinal for g in queue.quarantine()) == [1, 2]
+    assert queue.quarantine()[0].reasons == ("SIGKILL", "SIGKILL")
+
+
+def test_a_death_counts_against_nothing_when_the_worker_had_found_nothing_more_to_do(open_queue):
+    queue = open_queue(config(max_deliveries=1))
+    advance(queue, "to_sample", 1)
+    for _ in range(2):
+        assert ordinals(queue.lease("to_score", 2, LONG, "waits")) == [0, 1]
+        assert queue.lease("to_score", 2, LONG, "waits") == []
+        assert queue.release_worker("waits", "SIGKILL") == 2
+    assert queue.quarantine() == []
+    (busy,) = queue.lease("to_score", 1, LONG, "busy")
+    assert queue.release_worker("busy", "SIGKILL") == 1
+    assert [g.ordinal for g in queue.quarantine()] == [busy.ordinal]
+
+
+def test_an_expiry_counts_against_what_was_handed_out_last_alone(open_queue):
+    queue = open_queue(config(max_deliveries=1))
+    advance(queue, "to_sample", 2)
+    queue.lease("to_score", 1, 1.0, "stuck")
+    queue.lease("to_score", 1, SHORT, "stuck")
+    queue.lease("to_score", 2, LONG, "other")
+    (again,) = queue.lease("to_score", 1, LONG, "quick", wait=LONG)
+    assert (again.ordinal, again.delivery, again.reasons) == (0, 1, ())
+    assert [g.ordinal for g in queue.quarantine()] == [1]
+    assert queue.stats().expired == 2
+
+
 def test_a_wait_ends_when_something_is_ready(open_queue):
     queue = open_queue(config())
     sampling = queue.lease("to_sample", 1, None, "s")

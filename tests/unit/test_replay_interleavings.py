@@ -71,6 +71,7 @@ class Interleavings(RuleBasedStateMachine):
         self.incarnations = 0
         self.queue = self.make_queue()
         self.live: dict[str, tuple[Lease, float]] = {}
+        self.newest: dict[str, list[Lease]] = {}
         self.groups: dict[int, Group] = {}
         self.acked: set[int] = set()
         self.dropped = 0
@@ -85,7 +86,13 @@ class Interleavings(RuleBasedStateMachine):
     def model_expire(self):
         for lease, deadline in list(self.live.values()):
             if deadline <= self.now:
-                self.model_fail(lease, FailureKind.INFRASTRUCTURE)
+                self.model_take_back(lease)
+
+    def model_take_back(self, lease):
+        if lease in self.newest[lease.worker]:
+            self.model_fail(lease, FailureKind.INFRASTRUCTURE)
+        else:
+            del self.live[lease.id]
 
     def model_fail(self, lease, kind):
         del self.live[lease.id]
@@ -136,7 +143,7 @@ class Interleavings(RuleBasedStateMachine):
         ready = sorted(
             o for o, group in self.groups.items() if group.stage is stage and o not in self.held()
         )
-        leases = self.queue.lease(stage, n, ttl, worker, self.now)
+        leases = self.newest[worker] = self.queue.lease(stage, n, ttl, worker, self.now)
         ordinals = [lease.ordinal for lease in leases]
         assert ordinals == sorted(set(ordinals))
         assert not self.acked & set(ordinals)
@@ -233,7 +240,8 @@ class Interleavings(RuleBasedStateMachine):
     def honest_work(self, stage, keep):
         """Carries groups onward, so that runs reach the later stages often."""
         self.model_expire()
-        for number, lease in enumerate(self.queue.lease(stage, 3, 5.0, "a", self.now)):
+        leases = self.newest["a"] = self.queue.lease(stage, 3, 5.0, "a", self.now)
+        for number, lease in enumerate(leases):
             self.groups.setdefault(lease.ordinal, Group(stage, lease.payload))
             if number < keep:
                 self.live[lease.id] = (lease, self.now + 5.0)
@@ -267,7 +275,7 @@ class Interleavings(RuleBasedStateMachine):
         held = [lease for lease, _ in self.live.values() if lease.worker == worker]
         assert self.queue.release_worker(worker, "it died", self.now) == len(held)
         for lease in held:
-            self.model_fail(lease, FailureKind.INFRASTRUCTURE)
+            self.model_take_back(lease)
 
     @precondition(lambda self: any(g.stage is Stage.TO_TRAIN for g in self.groups.values()))
     @rule(data=st.data(), dropped=st.booleans())

@@ -14,6 +14,7 @@ from deploy.cli import app
 from deploy.simulation.roles import Work
 from deploy.simulation.run import Simulation, SimulationFailed, simulate
 from deploy.simulation.world import Network
+from protos.trajectory import FailureKind
 from replay.queue import Completion, Frontier, Stage
 from replay.state import QueueState
 
@@ -177,6 +178,13 @@ class CountsReleases(QueueState):
                 self._items[ordinal].failed += 1
 
 
+class CountsAllOfAWorker(QueueState):
+    """What a silent worker held from earlier calls counts as failed deliveries too."""
+
+    def _take_back(self, lease, reason, now):
+        self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
+
+
 class RefusesInTime(QueueState):
     """An outcome in the last fifth of its lease is refused."""
 
@@ -206,6 +214,7 @@ class AnswersAcksTooEarly(QueueState):
         RenewsNothing,
         DropsQuarantined,
         CountsReleases,
+        CountsAllOfAWorker,
         RefusesInTime,
         AnswersAcksTooEarly,
     ],
