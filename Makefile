@@ -18,9 +18,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Makes the shipped checkpoint anew, from its seed.
+# Makes the shipped checkpoints anew, from their seeds: all, or NAMES="quickstart_captioning ...".
 pretrain: $(READY)
-	$(BIN)/rewardtune pretrain configs/quickstart/detection_pretrain.yaml
+	$(BIN)/python -m checkpoints.make $(NAMES)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
 """The colorization configs that ship carry the paper's figures and follow on each other."""
 
 import math
+from pathlib import Path
 
 import jax
 
@@ -32,9 +33,9 @@ def test_each_quickstart_run_starts_from_the_one_before():
     assert stage_one.pretrain is None
     assert pretrain.stage_one is None
     assert pretrain.pretrain is not None
-    first = stage_one.runs / stage_one.name / "final.npz"
+    first = Path("checkpoints/quickstart_colorization_stage_one.npz")
     assert pretrain.task.stage_one.checkpoint == tune.task.stage_one.checkpoint == first
-    assert tune.initial == pretrain.runs / pretrain.name / "final.npz"
+    assert tune.initial == Path("checkpoints/quickstart_colorization.npz")
     assert [term.path for term in tune.rewards.terms] == ["rewards.colorization:ColorfulnessReward"]
 
 
@@ -54,6 +55,7 @@ def test_only_the_pretraining_target_is_faded():
     assert stage_one.desaturate == 0
     assert pretrain.desaturate == 0.85
     assert pretrain.augment.saturation == 0
+    assert pretrain.augment.hue == 0
 
 
 def test_the_papers_models_have_the_papers_shapes_without_being_allocated():
