@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -18,6 +18,9 @@ from deploy.config import RunConfig
 from deploy.config_file import read_config as read_file
 from deploy.score_commands import score_app
 from deploy.simulation.command import simulate_runs
+
+if TYPE_CHECKING:
+    from protos.edge import EdgeOptions
 
 app = typer.Typer(
     add_completion=False,
@@ -42,6 +45,9 @@ TokenEnv = Annotated[
 TokenFile = Annotated[Path | None, typer.Option(help="File with that token.")]
 TlsCertificate = Annotated[Path | None, typer.Option(help="PEM certificate chain, for TLS.")]
 TlsKey = Annotated[Path | None, typer.Option(help="Its PEM key.")]
+TlsClientCa = Annotated[
+    Path | None, typer.Option(help="PEM certificates that must have signed the callers' own.")
+]
 
 
 def read_config(path: str, overrides: list[str] | None) -> RunConfig:
@@ -234,6 +240,22 @@ def demo(
     console.print(f"report with pictures: {path}")
 
 
+def _edge_options(
+    host: str,
+    port: int,
+    token_env: str | None,
+    token_file: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    client_ca: Path | None,
+) -> "EdgeOptions":
+    from protos.edge import EdgeOptions
+    from protos.tokens import TokenSource
+
+    token = TokenSource(token_env, token_file)
+    return EdgeOptions(host, port, token, certificate, key, client_ca)
+
+
 @serve_app.command()
 @friendly
 def reward(
@@ -246,13 +268,14 @@ def reward(
     token_file: TokenFile = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
 ) -> None:
     """Serve a config's reward over gRPC, for `rewards.remote:RemoteReward`."""
     from deploy.serve import leave, serve_reward
-    from protos.edge import EdgeOptions, read_token
 
-    token = read_token(token_env, token_file)
-    options = EdgeOptions(host, port, token, tls_certificate, tls_key)
+    options = _edge_options(
+        host, port, token_env, token_file, tls_certificate, tls_key, tls_client_ca
+    )
     leave(serve_reward(read_config(config, overrides), options, threads))
 
 
@@ -275,13 +298,14 @@ def human(
     token_file: TokenFile = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
 ) -> None:
     """Let people judge samples on a web page, for `rewards.remote:RemoteReward`."""
     from deploy.serve import serve_human
-    from protos.edge import EdgeOptions, read_token
 
-    token = read_token(token_env, token_file)
-    options = EdgeOptions(host, port, token, tls_certificate, tls_key)
+    options = _edge_options(
+        host, port, token_env, token_file, tls_certificate, tls_key, tls_client_ca
+    )
     serve_human(read_config(config, overrides), mode, answers, options, page_host, page_port)
 
 

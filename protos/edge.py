@@ -5,19 +5,19 @@ as INVALID_ARGUMENT with a reason, before anything else has seen them.
 """
 
 import asyncio
-import hmac
 import ipaddress
 import logging
-import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
+from protos.tokens import TokenSource, refusal
 from protos.trajectory import WireError
 
 logger = logging.getLogger(__name__)
@@ -37,32 +37,29 @@ class EdgeError(ValueError):
     """A setting of an edge that cannot work, and what would."""
 
 
-def read_token(env: str | None, file: Path | str | None) -> str | None:
-    """A bearer token from an environment variable or a file; None where neither is named.
+class Refused(Exception):
+    """Raised by a handler: the call ends with this status, and the reason is told."""
 
-    Raises:
-      EdgeError: both are named, or what is named holds no token.
-    """
-    if env and file:
-        raise EdgeError(f"the token is named twice: the variable {env} and the file {file}")
-    if env:
-        token, where = os.environ.get(env, "").strip(), f"the environment variable {env}"
-    elif file:
-        where = f"the file {file}"
-        try:
-            token = Path(file).expanduser().read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EdgeError(f"no token: {where} cannot be read: {error}") from error
-    else:
-        return None
-    if not token or not token.isascii() or not token.isprintable():
-        raise EdgeError(f"no token: {where} is not set, or not one line of ASCII")
-    return token
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
-def authorization(token: str | None) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call that carries the token."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
+@dataclass(frozen=True)
+class Download:
+    """A method that answers with a stream."""
+
+    handle: Callable[[bytes], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A method that is asked with a stream."""
+
+    handle: Callable[[AsyncIterator[bytes]], Awaitable[bytes]]
+
+
+Services = Mapping[str, Mapping[str, Handler | Download | Upload]]
 
 
 def channel_options() -> list[tuple[str, int]]:
@@ -78,20 +75,38 @@ def channel_options() -> list[tuple[str, int]]:
     ]
 
 
-def channel_credentials(tls: bool, ca_file: Path | str | None) -> grpc.ChannelCredentials | None:
-    """Credentials of a TLS channel, checked against `ca_file` or the system's; None: plain text.
+def channel_credentials(
+    tls: bool,
+    ca_file: Path | str | None,
+    certificate: Path | str | None = None,
+    key: Path | str | None = None,
+) -> grpc.ChannelCredentials | None:
+    """Credentials of a TLS channel; None: plain text.
+
+    Args:
+      tls: encrypt, and check the server against the system's certificates.
+      ca_file: or against these (PEM).
+      certificate, key: PEM files of this client, for servers that ask for one (mutual TLS).
 
     Raises:
-      EdgeError: the file cannot be read.
+      EdgeError: a file cannot be read, or one of the pair is missing.
     """
-    if ca_file:
-        return grpc.ssl_channel_credentials(_read("ca_file", Path(ca_file).expanduser()))
-    return grpc.ssl_channel_credentials() if tls else None
+    if (certificate is None) != (key is None):
+        raise EdgeError("mutual TLS needs both this client's certificate and its key, or neither")
+    if not (tls or ca_file or certificate):
+        return None
+    return grpc.ssl_channel_credentials(
+        root_certificates=_read("ca_file", ca_file) if ca_file else None,
+        private_key=_read("the client's TLS key", key) if key else None,
+        certificate_chain=(
+            _read("the client's TLS certificate", certificate) if certificate else None
+        ),
+    )
 
 
-def _read(name: str, path: Path) -> bytes:
+def _read(name: str, path: Path | str) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise EdgeError(f"{name} {path} cannot be read: {error.strerror}") from error
 
@@ -113,17 +128,26 @@ class EdgeOptions:
       port: 0 takes a free one.
       token: what callers must send as `authorization: Bearer TOKEN`; None: anybody may call.
       certificate, key: PEM files; both: TLS.
+      client_ca: PEM certificates; clients must show one that they signed (mutual TLS).
     """
 
     host: str = "127.0.0.1"
     port: int = 0
-    token: str | None = None
+    token: TokenSource | str | None = None
     certificate: Path | None = None
     key: Path | None = None
+    client_ca: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise EdgeError("TLS needs both a certificate and its key, or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise EdgeError("mutual TLS needs the server's certificate and key beside client_ca")
+
+    def tokens(self) -> TokenSource:
+        """What callers must send; false where anybody may call."""
+        given = self.token
+        return given if isinstance(given, TokenSource) else TokenSource.of(given)
 
     def __repr__(self) -> str:  # a token never stands in a log
         return f"EdgeOptions({self.host}:{self.port})"
@@ -133,23 +157,27 @@ class EdgeOptions:
         if self.certificate is None or self.key is None:
             return None
         pair = (_read("the TLS key", self.key), _read("the TLS certificate", self.certificate))
-        return grpc.ssl_server_credentials([pair])
+        trusted = None if self.client_ca is None else _read("client_ca", self.client_ca)
+        return grpc.ssl_server_credentials([pair], trusted, require_client_auth=trusted is not None)
 
 
 class EdgeServer:
-    """A gRPC server of some services, with the health service beside them."""
+    """A gRPC server of some services, with health and reflection beside them."""
 
-    def __init__(self, services: Mapping[str, Mapping[str, Handler]], options: EdgeOptions):
+    def __init__(self, services: Services, options: EdgeOptions):
         """Prepares to serve, in the running event loop.
 
         Args:
-          services: service name -> method name -> handler of a unary call.
+          services: service name -> method name -> its handler. The messages' generated module must
+            have been imported, for reflection.
           options: where, and for whom.
         """
         self._services = services
         self._options = options
+        tokens = options.tokens()
+        self._guarded = bool(tokens)
         self._server = grpc.aio.server(
-            interceptors=[_BearerToken(options.token)] if options.token else [],
+            interceptors=[_BearerToken(tokens)] if tokens else [],
             options=[
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -160,14 +188,15 @@ class EdgeServer:
         )
         for service, methods in services.items():
             handlers = {
-                method: grpc.unary_unary_rpc_method_handler(_guarded(f"{service}/{method}", handle))
-                for method, handle in methods.items()
+                method: _method(f"{service}/{method}", handle) for method, handle in methods.items()
             }
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service, handlers),)
             )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> str:
         """Listens; returns host:port.
@@ -195,8 +224,8 @@ class EdgeServer:
             logger.warning(
                 "listening on %s without TLS%s: whoever reaches it %s",
                 address,
-                "" if options.token else " and without a token",
-                "reads what travels" if options.token else "may call it",
+                "" if self._guarded else " and without a token",
+                "reads what travels" if self._guarded else "may call it",
             )
         return f"{options.host}:{port}"
 
@@ -215,45 +244,76 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def _guarded(name: str, handle: Handler) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    async def call(request: bytes, context: Any) -> bytes:
+def _method(name: str, handle: Handler | Download | Upload) -> grpc.RpcMethodHandler:
+    """gRPC's handler of a method whose messages are bytes."""
+    if isinstance(handle, Download):
+        return grpc.unary_stream_rpc_method_handler(_streamed(name, handle))
+    if isinstance(handle, Upload):
+        return grpc.stream_unary_rpc_method_handler(_guarded(name, handle.handle))
+    return grpc.unary_unary_rpc_method_handler(_guarded(name, handle))
+
+
+def _guarded(
+    name: str, handle: Callable[[Any], Awaitable[bytes]]
+) -> Callable[[Any, Any], Awaitable[bytes]]:
+    async def call(request: Any, context: Any) -> bytes:
         try:
             answer = await handle(request)
-        except WireError as error:
-            reason = str(error)[:_MAX_DETAILS]
-            logger.warning("%s refused: %r", name, reason)  # what was sent makes no log lines
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
         except (
             Exception
         ) as error:  # one call ends with it, logged and with a status, not the server
-            logger.exception("%s failed", name)
-            await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__} in {name}")
-        if len(answer) > MAX_MESSAGE_BYTES:
-            reason = f"the answer has {len(answer)} bytes; at most {MAX_MESSAGE_BYTES} may travel"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            await context.abort(*_status(name, error))
+        await _check_size(answer, context)
         return answer
 
     return call
 
 
+def _streamed(name: str, download: Download) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+    async def call(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for part in download.handle(request):
+                await _check_size(part, context)
+                yield part
+        except Exception as error:  # noqa: BLE001  # as above
+            await context.abort(*_status(name, error))
+
+    return call
+
+
+async def _check_size(answer: bytes, context: Any) -> None:
+    if len(answer) > MAX_MESSAGE_BYTES:
+        reason = f"the answer has {len(answer)} bytes; at most {MAX_MESSAGE_BYTES} may travel"
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+
+
+def _status(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """What the caller is told: reasons that are meant for it, and of a bug only its kind."""
+    if isinstance(error, grpc.aio.AbortError):  # it has its status
+        raise error
+    if isinstance(error, WireError | Refused):
+        reason = str(error)[:_MAX_DETAILS]
+        logger.warning("%s refused: %r", name, reason)  # what was sent makes no log lines
+        code = error.code if isinstance(error, Refused) else grpc.StatusCode.INVALID_ARGUMENT
+        return code, reason
+    logger.error("%s failed", name, exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"{type(error).__name__} in {name}"
+
+
 class _BearerToken(grpc.aio.ServerInterceptor):
-    """Refuses calls without the token; health may be asked by anybody."""
+    """Refuses calls without a token, before a message is read; health may be asked by anybody."""
 
-    def __init__(self, token: str):
-        self._expected = f"Bearer {token}".encode()
-
-        async def refuse(request: bytes, context: Any) -> bytes:
-            reason = "this server wants its bearer token: authorization: Bearer TOKEN"
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
-            raise AssertionError("abort raises")
-
-        self._refusal = grpc.unary_unary_rpc_method_handler(refuse)
+    def __init__(self, tokens: TokenSource):
+        self._tokens = tokens
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """See `grpc.aio.ServerInterceptor`."""
         given = dict(details.invocation_metadata or ()).get("authorization", "")
-        given = given.encode() if isinstance(given, str) else given
-        allowed = hmac.compare_digest(given, self._expected)
-        if allowed or details.method.startswith(_HEALTH):
+        reason = refusal(given, self._tokens.tokens())
+        if reason is None or details.method.startswith(_HEALTH):
             return await continuation(details)
-        return self._refusal
+
+        async def refuse(requests: Any, context: Any) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-SOURCES = ("trajectory.proto", "reward.proto")
+SOURCES = ("trajectory.proto", "reward.proto", "replay.proto", "weights.proto")
 COMPILER = "1.62.3"
 
 

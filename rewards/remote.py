@@ -21,12 +21,11 @@ import grpc
 
 from protos.edge import (
     MAX_MESSAGE_BYTES,
-    authorization,
     channel_credentials,
     channel_options,
-    read_token,
 )
 from protos.reward import DESCRIBE, SCORE, Description, ScoreResponse
+from protos.tokens import TokenSource
 from protos.trajectory import FailureKind, InfrastructureError, Outcome, WireError
 from rewards.facts import differences, task_facts
 from rewards.reward import Group
@@ -62,6 +61,7 @@ class RemoteReward:
       token_env, token_file: where the bearer token is, in the reward workers' environment.
       tls: encrypt, and check the server against the system's certificates.
       ca_file: encrypt, and check it against these (PEM).
+      certificate, key: PEM files of the workers, for a server that asks for them (mutual TLS).
       connect_seconds: how long to wait at start for a server that does not answer yet.
     """
 
@@ -76,6 +76,8 @@ class RemoteReward:
         token_file: str | None = None,
         tls: bool = False,
         ca_file: str | None = None,
+        certificate: str | None = None,
+        key: str | None = None,
         connect_seconds: float = 30.0,
     ):
         for name, value, least in (
@@ -90,8 +92,8 @@ class RemoteReward:
         self._address = address
         self._deadline = deadline_seconds
         self._retries = retries
-        self._credentials = channel_credentials(tls, ca_file)
-        self._metadata = authorization(read_token(token_env, token_file))
+        self._credentials = channel_credentials(tls, ca_file, certificate, key)
+        self._token = TokenSource(token_env, token_file)
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
@@ -160,7 +162,7 @@ class RemoteReward:
             began = time.monotonic()
             try:
                 return bytes(
-                    await score(data, timeout=give_up - began, metadata=self._metadata or None)
+                    await score(data, timeout=give_up - began, metadata=self._token.metadata())
                 )
             except grpc.aio.AioRpcError as error:
                 now = time.monotonic()
@@ -197,7 +199,7 @@ class RemoteReward:
                     data = channel.unary_unary(DESCRIBE)(
                         b"",
                         timeout=max(0.001, give_up - time.monotonic()),
-                        metadata=self._metadata or None,
+                        metadata=self._token.metadata(),
                         wait_for_ready=wait,
                     )
                     return Description.from_bytes(data)

@@ -14,8 +14,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import edge
-from protos.edge import EdgeError, EdgeOptions, read_token
+from protos.edge import EdgeError, EdgeOptions
 from protos.reward import SCORE, SERVICE, ScoreResponse
+from protos.tokens import TokenSource
 from protos.trajectory import (
     FailureKind,
     Scored,
@@ -111,7 +112,7 @@ def test_a_server_ends_though_a_reward_hangs():
 def test_only_calls_with_the_token_are_answered(tmp_path: Path, monkeypatch, caplog):
     caplog.set_level("DEBUG")
     (tmp_path / "token").write_text("s3cret\n")
-    token = read_token(None, tmp_path / "token")
+    token = TokenSource(file=tmp_path / "token")
     reward = SumReward()
     with serving(reward, options=EdgeOptions(token=token)) as server:
         for options in ({}, {"token_env": "WRONG"}):
@@ -137,19 +138,6 @@ def health_of(address: str, service: str = SERVICE) -> int:
     with grpc.insecure_channel(address) as channel:
         asked = health_pb2.HealthCheckRequest(service=service)
         return health_pb2_grpc.HealthStub(channel).Check(asked, timeout=WAIT).status
-
-
-def test_a_token_is_named_once_and_is_one_line(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("TOKEN", "one")
-    assert read_token("TOKEN", None) == "one"
-    assert read_token(None, None) is None
-    with pytest.raises(EdgeError, match="named twice"):
-        read_token("TOKEN", tmp_path / "token")
-    with pytest.raises(EdgeError, match="cannot be read"):
-        read_token(None, tmp_path / "token")
-    (tmp_path / "token").write_text("a\nb")
-    with pytest.raises(EdgeError, match="not one line"):
-        read_token(None, tmp_path / "token")
 
 
 def test_requests_that_do_not_fit_the_task_are_refused_and_cost_nothing(caplog):
