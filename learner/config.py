@@ -93,6 +93,10 @@ class SupervisedConfig(Settings):
     devices: Annotated[int, Field(gt=0)] = 1
     """JAX devices that share a batch."""
 
+    shards: Annotated[int, Field(gt=0)] = 1
+    """Devices that share one copy of parameters and optimizer state, for models that do not fit
+    one; `devices` must be a multiple of it."""
+
     optimizer: OptimizerConfig = OptimizerConfig(
         name="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=200
     )
@@ -113,6 +117,7 @@ class SupervisedConfig(Settings):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         _check_divides("batch_size", self.batch_size, self.microbatches, self.devices)
+        _check_shards(self.devices, self.shards)
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below steps"
@@ -218,6 +223,10 @@ class TuneConfig(Settings):
     devices: Annotated[int, Field(gt=0)] = 1
     """JAX devices that share a batch."""
 
+    shards: Annotated[int, Field(gt=0)] = 1
+    """Devices that share one copy of parameters and optimizer state, for models that do not fit
+    one; `devices` must be a multiple of it."""
+
     reinforce: ReinforceConfig = ReinforceConfig()
     """The objective."""
 
@@ -249,6 +258,7 @@ class TuneConfig(Settings):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         _check_divides("groups_per_step", self.groups_per_step, self.microbatches, self.devices)
+        _check_shards(self.devices, self.shards)
         return self
 
 
@@ -257,4 +267,12 @@ def _check_divides(name: str, size: int, microbatches: int, devices: int) -> Non
         raise ValueError(
             f"{name} {size} must be a multiple of microbatches * devices = "
             f"{microbatches} * {devices}: each device computes whole parts of equal size"
+        )
+
+
+def _check_shards(devices: int, shards: int) -> None:
+    if devices % shards:
+        raise ValueError(
+            f"shards {shards} must divide devices {devices}: each copy of the parameters lies on "
+            "as many devices"
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from learner.batches import LoadedAhead, TrainingExamples
 from learner.config import EncoderWarmupConfig, OptimizerConfig
+from learner.mesh import make_mesh
 from learner.optimizer import make_optimizer
 from learner.progress import ProgressDisplay
 from learner.stop import StopRequest, TrainingInterrupted
@@ -21,7 +22,6 @@ from learner.train_state import (
     LossSums,
     check_finite,
     create_train_state,
-    make_mesh,
     make_train_step,
 )
 from replay.tickets import seed_of

@@ -17,10 +17,11 @@ import optax
 
 from learner.batches import TrainingExamples
 from learner.config import StageOneConfig
+from learner.mesh import make_mesh
 from learner.optimizer import make_optimizer
 from learner.stop import StopRequest
 from learner.supervised import Evaluate, Training, digest_of, train
-from learner.train_state import AfterUpdate, LossFunction, LossSums, make_mesh, make_train_step
+from learner.train_state import AfterUpdate, LossFunction, LossSums, make_train_step
 from replay.tickets import seed_of
 from vision.models.quantizer import WordStatistics, update_state, usage, word_statistics
 from vision.models.uvim import (
@@ -78,16 +79,18 @@ def train_stage_one(
     def load(step: int) -> StageOneBatch:
         return stage_one_batch(task, model, examples.load(step), config.code_dropout == "random")
 
+    mesh = make_mesh(config.devices, config.shards)
     training = Training(
         description="stage I",
         digest=digest_of(model, config.deciding(), seed),
         examples=examples,
         load=load,
         optimizer=optimizer,
+        mesh=mesh,
         train_step=make_train_step(
             make_stage_one_loss(model, config.commitment_weight),
             optimizer,
-            make_mesh(config.devices),
+            mesh,
             config.microbatches,
             make_dictionary_update(config, seed),
         ),

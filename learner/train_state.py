@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+
+from learner.mesh import by_row, make_mesh, of_state, put_state, replicated
 
 LOSS = "loss/total"
 GRADIENT_NORM = "optimizer/gradient_norm"
@@ -94,24 +96,18 @@ class NonFiniteError(ArithmeticError):
         return type(self), (self.step, self.values, self.ordinals)
 
 
-def create_train_state(params: Any, optimizer: Any) -> TrainState:
-    """The state before the first step. Copies `params`: the step donates its input's buffers."""
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def create_train_state(params: Any, optimizer: Any, mesh: Mesh | None = None) -> TrainState:
+    """The state before the first step, on a mesh's devices (default: one).
 
-
-def make_mesh(devices: int = 1) -> Mesh:
-    """A mesh of the first `devices` devices with one axis, 'data'.
-
-    Raises:
-      ValueError: there are not as many.
+    Copies `params`: the step donates its input's buffers.
     """
-    available = jax.devices()
-    if devices > len(available):
-        raise ValueError(
-            f"devices: {devices} asked for, but JAX sees {len(available)} ({available[0].platform})"
-        )
-    return Mesh(np.array(available[:devices]), ("data",))
+    mesh = mesh or make_mesh()
+    params = put_state(mesh, jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params))
+    init = optimizer.init
+    if mesh.size > 1:
+        # The optimizer's state is made where it will lie: it may not fit on one device.
+        init = jax.jit(init, out_shardings=of_state(mesh, jax.eval_shape(init, params)))
+    return TrainState(jnp.zeros((), jnp.int32), params, init(params))
 
 
 def make_train_step(
@@ -123,13 +119,11 @@ def make_train_step(
 ) -> TrainStep:
     """The compiled `step(state, batch, frozen=None) -> (state, metrics)`.
 
-    The batch is split over the mesh along the first axis of its arrays; parameters are replicated.
+    The batch is split over the mesh along the first axis of its arrays, the state as `of_state`.
     The state is donated: do not use the old one again. A batch without weight, or with a NaN or
     infinite loss or gradient, changes no parameter; `check_finite` on the fetched metrics tells
     the latter. Metrics are float32 scalars, and NaN where a mean has no weight.
     """
-    replicated = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-    by_row = NamedSharding(mesh, PartitionSpec("data"))  # type: ignore[no-untyped-call]
 
     def sums_and_gradient(params: Any, batch: Any, frozen: Any) -> tuple[LossSums, Any]:
         def loss(params: Any) -> tuple[jax.Array, LossSums]:
@@ -190,13 +184,23 @@ def make_train_step(
         metrics |= sums.maxima | {LOSS: loss, GRADIENT_NORM: norm}
         return TrainState(state.step + finite, params, optimizer_state), metrics
 
-    compiled = jax.jit(
-        step,
-        in_shardings=(replicated, by_row, replicated),
-        out_shardings=(replicated, replicated),
-        donate_argnums=0,
-    )
-    return lambda state, batch, frozen=None: compiled(state, batch, frozen)
+    compiled: TrainStep | None = None
+
+    def train_step(
+        state: TrainState, batch: Any, frozen: Any = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        nonlocal compiled
+        if compiled is None:
+            everywhere, states = replicated(mesh), of_state(mesh, state)
+            compiled = jax.jit(
+                step,
+                in_shardings=(states, by_row(mesh), of_state(mesh, frozen)),
+                out_shardings=(states, everywhere),
+                donate_argnums=0,
+            )
+        return compiled(put_state(mesh, state), batch, frozen)
+
+    return train_step
 
 
 def check_finite(metrics: Mapping[str, float], step: int, ordinals: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from learner.config import OptimizerConfig, ReinforceConfig
+from learner.mesh import make_mesh, of_state
 from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer
 from learner.pretrain import model_apply
@@ -20,7 +21,6 @@ from learner.train_state import (
     NonFiniteError,
     check_finite,
     create_train_state,
-    make_mesh,
     make_train_step,
 )
 from vision.models.presets import model_config
@@ -54,7 +54,7 @@ def group_batch(seed=0):
     )
 
 
-def train(microbatches=1, devices=1, steps=3):
+def train(microbatches=1, devices=1, steps=3, shards=1):
     """Metrics of each step, and the final parameters, of the real model on group batches."""
     allowed = np.ones((L, V), bool)
     allowed[:, 0] = False
@@ -64,8 +64,9 @@ def train(microbatches=1, devices=1, steps=3):
     )
     params = init_params(MODEL, 0)
     optimizer = make_optimizer(OptimizerConfig(name="adamw", learning_rate=1e-3), steps, params)
-    state = create_train_state(params, optimizer)
-    step = make_train_step(loss, optimizer, make_mesh(devices), microbatches)
+    mesh = make_mesh(devices, shards)
+    state = create_train_state(params, optimizer, mesh)
+    step = make_train_step(loss, optimizer, mesh, microbatches)
     history = []
     for number in range(steps):
         state, metrics = step(state, group_batch(number))
@@ -90,31 +91,50 @@ def test_microbatches_give_the_full_batchs_gradients_with_masked_rows(whole):
     assert_same_training(whole, train(microbatches=4))
 
 
-TWO_DEVICES = """
+ON_DEVICES = """
 import json, sys
 import jax
 from tests.unit.test_learner_train_state import train
-assert len(jax.devices()) == 2
-json.dump(train(devices=2, microbatches=2)[0], sys.stdout)
+devices, shards = {devices}, {shards}
+assert len(jax.devices()) == devices
+history, params = train(devices=devices, microbatches=2, shards=shards)
+kernel = params["decoder"]["LogitsDense"]["kernel"]
+assert len(kernel.sharding.device_set) == devices
+share = kernel.addressable_shards[0].data.size / kernel.size
+json.dump([history, share], sys.stdout)
 """
 
 
-def test_two_devices_give_the_losses_of_one(whole):
+@pytest.mark.parametrize(("devices", "shards"), [(2, 1), (4, 2), (4, 4)])
+def test_several_devices_give_the_losses_of_one_and_hold_their_share(whole, devices, shards):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    flags = os.environ.get("XLA_FLAGS", "")
     done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES],
+        [sys.executable, "-c", ON_DEVICES.format(devices=devices, shards=shards)],
         cwd=REPOSITORY,
-        env=environment | {"XLA_FLAGS": flags},
+        env=environment
+        | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for one, two in zip(whole[0], json.loads(done.stdout.splitlines()[-1]), strict=True):
+    history, share = json.loads(done.stdout.splitlines()[-1])
+    assert share == 1 / shards
+    for one, several in zip(whole[0], history, strict=True):
         for name, value in one.items():
-            assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+            assert several[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_a_mesh_of_a_broken_share_is_refused():
+    with pytest.raises(ValueError, match=r"devices 1 .* shards 2"):
+        make_mesh(1, 2)
+
+
+def test_on_one_device_nothing_is_split():
+    shardings = jax.tree.leaves(of_state(make_mesh(), {"a": np.zeros((4, 6)), "b": np.zeros(())}))
+    assert all(sharding.is_fully_replicated for sharding in shardings)
 
 
 def squares(params, batch, frozen):

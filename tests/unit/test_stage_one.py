@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from learner.checkpoints import CheckpointError
 from learner.config import OptimizerConfig, StageOneConfig
+from learner.mesh import make_mesh
 from learner.metrics import read_metrics
 from learner.optimizer import make_optimizer
 from learner.stage_one import (
@@ -25,7 +26,7 @@ from learner.stage_one import (
     train_stage_one,
 )
 from learner.stop import StopRequest, TrainingInterrupted
-from learner.train_state import create_train_state, make_mesh, make_train_step
+from learner.train_state import create_train_state, make_train_step
 from vision.models.uvim import init_stage_one
 from vision.models.uvim_checkpoint import load_stage_one, save_stage_one
 from vision.models.uvim_config import Plane, patches_to_pixels

@@ -1,0 +1,72 @@
+"""The devices of a training, and how its arrays lie on them.
+
+A mesh has two axes. A batch is split over both, row by row; parameters and optimizer state are
+split over 'shard' alone (fully sharded data parallelism: XLA gathers a layer's parameters where it
+computes with them and scatters their gradients), and replicated over 'data'.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DATA, SHARD = "data", "shard"
+
+
+def make_mesh(devices: int = 1, shards: int = 1) -> Mesh:
+    """A mesh of the first `devices` devices, `shards` of which hold one copy of the state.
+
+    Raises:
+      ValueError: there are not as many, or they do not divide over the shards.
+    """
+    available = jax.devices()
+    if devices > len(available):
+        raise ValueError(
+            f"devices: {devices} asked for, but JAX sees {len(available)} ({available[0].platform})"
+        )
+    if devices % shards:
+        raise ValueError(f"devices {devices} must be a multiple of shards {shards}")
+    grid = np.array(available[:devices]).reshape(devices // shards, shards)
+    return Mesh(grid, (DATA, SHARD))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds all of an array."""
+    return _sharding(mesh)
+
+
+def by_row(mesh: Mesh) -> NamedSharding:
+    """The rows of a batch are split over all devices."""
+    return _sharding(mesh, (DATA, SHARD))
+
+
+def of_state(mesh: Mesh, tree: Any) -> Any:
+    """For each array, or shape, of parameters or optimizer state, where it lies.
+
+    Its longest axis that divides over the shards is split; where none does, it is replicated.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        shards = mesh.shape[SHARD]
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size % shards == 0]
+        if shards == 1 or not fitting:
+            return replicated(mesh)
+        longest = max(fitting, key=lambda axis: int(leaf.shape[axis]))
+        return _sharding(mesh, *[None] * longest, SHARD)
+
+    return jax.tree.map(place, tree)
+
+
+def put_state(mesh: Mesh, tree: Any) -> Any:
+    """Parameters or optimizer state where `of_state` wants them; no copy of what lies there."""
+
+    def put(leaf: Any, wanted: NamedSharding) -> Any:
+        lies_there = isinstance(leaf, jax.Array) and leaf.sharding == wanted
+        return leaf if lies_there else jax.device_put(leaf, wanted)
+
+    return jax.tree.map(put, tree, of_state(mesh, tree))
+
+
+def _sharding(mesh: Mesh, *axes: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
