@@ -259,9 +259,7 @@ def _guarded(
     async def call(request: Any, context: Any) -> bytes:
         try:
             answer = await handle(request)
-        except (
-            Exception
-        ) as error:  # one call ends with it, logged and with a status, not the server
+        except Exception as error:  # noqa: BLE001  # ends one call, not the server
             await context.abort(*_status(name, error))
         await _check_size(answer, context)
         return answer

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
+from replay.fence import Fence, fenced
 from replay.queue import (
     Completion,
     Frontier,
@@ -28,8 +29,8 @@ from replay.tickets import TicketSource
 class _Waiter:
     """A lease call that found nothing ready."""
 
-    def __init__(self, n: int, ttl: float | None, worker: str) -> None:
-        self.n, self.ttl, self.worker = n, ttl, worker
+    def __init__(self, n: int, ttl: float | None, worker: str, epoch: str | None) -> None:
+        self.n, self.ttl, self.worker, self.epoch = n, ttl, worker, epoch
         self.answer: asyncio.Future[list[Lease]] = asyncio.get_running_loop().create_future()
 
 
@@ -45,23 +46,32 @@ class MemoryReplayQueue:
     ) -> None:
         self._tickets = tickets
         self._clock = clock
-        self._state = QueueState(config, self._mint, frontier, incarnation=secrets.token_hex(4))
+        incarnation = secrets.token_hex(4)
+        self._state = QueueState(config, self._mint, frontier, incarnation)
+        self._fence = Fence(incarnation)
         self._waiters: dict[Stage, deque[_Waiter]] = {stage: deque() for stage in Stage}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def lease(
-        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+        self,
+        stage: str,
+        n: int,
+        ttl: float | None,
+        worker: str,
+        wait: float = 0.0,
+        epoch: str | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`. Raises `QueueClosed`, or `ValueError` for an unknown stage."""
         if self._closed:
             raise QueueClosed("the replay queue is closed: the run is over")
         stage = Stage(stage)
+        self._fence.check(epoch)
         leases = self._state.lease(stage, n, ttl, worker, self._clock())
         if leases or wait <= 0:
             self._serve()  # what expired meanwhile may be for others
             return leases
-        waiter = _Waiter(n, ttl, worker)
+        waiter = _Waiter(n, ttl, worker, epoch)
         self._waiters[stage].append(waiter)
         self._serve()
         try:
@@ -112,8 +122,20 @@ class MemoryReplayQueue:
         self._serve()
         return released
 
-    async def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+    async def fence(self) -> str:
+        """See `ReplayQueue.fence`; a wait of an earlier learner ends."""
+        epoch = self._fence.advance()
+        for waiters in self._waiters.values():
+            for waiter in [waiter for waiter in waiters if waiter.epoch is not None]:
+                waiters.remove(waiter)
+                waiter.answer.set_exception(fenced(str(waiter.epoch)))
+        return epoch
+
+    async def ack(
+        self, ordinals: Sequence[int], dropped: Sequence[int] = (), epoch: str | None = None
+    ) -> None:
         """See `ReplayQueue.ack`."""
+        self._fence.check(epoch)
         now = self._clock()
         try:
             self._state.ack(ordinals, now)
@@ -135,8 +157,9 @@ class MemoryReplayQueue:
         """See `ReplayQueue.frontier`."""
         return self._state.frontier()
 
-    async def restart(self, frontier: Frontier) -> None:
+    async def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
         """See `ReplayQueue.restart`."""
+        self._fence.check(epoch)
         self._state.restart(frontier)
         self._serve()
 

@@ -34,6 +34,10 @@ class QueueClosed(Exception):
     """The run is over: there will be nothing more to lease."""
 
 
+class LearnerFenced(RuntimeError):
+    """Another learner has taken the queue over: what this one asks has no effect; it must end."""
+
+
 class QueueUnavailable(RuntimeError):
     """The queue did not answer; the message says what was asked and what is known."""
 
@@ -172,7 +176,13 @@ class ReplayQueue(Protocol):
     """A queue as the roles see it; synchronous. Every call may raise `QueueUnavailable`."""
 
     def lease(
-        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+        self,
+        stage: str,
+        n: int,
+        ttl: float | None,
+        worker: str,
+        wait: float = 0.0,
+        epoch: str | None = None,
     ) -> list[Lease]:
         """Leases up to `n` groups (`to_sample`: `n` blocks), lowest ordinals first.
 
@@ -185,9 +195,11 @@ class ReplayQueue(Protocol):
           ttl: seconds until the leases expire; None: the stage's setting.
           worker: a name that tells this worker from all others.
           wait: seconds to wait where nothing is ready; then the list is empty.
+          epoch: of the learner that asks, see `fence`; None: not checked.
 
         Raises:
           QueueClosed: the run is over.
+          LearnerFenced: the epoch is not the last one.
         """
         ...
 
@@ -217,8 +229,22 @@ class ReplayQueue(Protocol):
         """
         ...
 
-    def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
-        """The learner has trained `ordinals` and dropped `dropped`; repeating it is harmless."""
+    def fence(self) -> str:
+        """A learner takes over: from now on earlier ones are refused. Returns its epoch.
+
+        An earlier learner may be alive, stopped or cut off, when its place is taken. What it still
+        asks with its own epoch raises `LearnerFenced` and changes nothing.
+        """
+        ...
+
+    def ack(
+        self, ordinals: Sequence[int], dropped: Sequence[int] = (), epoch: str | None = None
+    ) -> None:
+        """The learner has trained `ordinals` and dropped `dropped`; repeating it is harmless.
+
+        Raises:
+          LearnerFenced: the epoch is given, and not the last one.
+        """
         ...
 
     def stats(self) -> Stats:
@@ -233,8 +259,12 @@ class ReplayQueue(Protocol):
         """What has been acked, for a checkpoint."""
         ...
 
-    def restart(self, frontier: Frontier) -> None:
-        """Forgets all that is not acked in `frontier`; every lease is lost."""
+    def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
+        """Forgets all that is not acked in `frontier`; every lease is lost.
+
+        Raises:
+          LearnerFenced: the epoch is given, and not the last one.
+        """
         ...
 
     def close(self) -> None:

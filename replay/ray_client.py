@@ -37,10 +37,16 @@ class RayReplayQueue:
         self._timeout = timeout
 
     def lease(
-        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+        self,
+        stage: str,
+        n: int,
+        ttl: float | None,
+        worker: str,
+        wait: float = 0.0,
+        epoch: str | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`."""
-        return self._call("lease", stage, n, ttl, worker, wait, wait=wait)
+        return self._call("lease", stage, n, ttl, worker, wait, epoch, wait=wait)
 
     def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """See `ReplayQueue.renew`."""
@@ -62,9 +68,15 @@ class RayReplayQueue:
         """See `ReplayQueue.release_worker`."""
         return self._call("release_worker", worker, reason)
 
-    def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+    def fence(self) -> str:
+        """See `ReplayQueue.fence`."""
+        return self._call("fence")
+
+    def ack(
+        self, ordinals: Sequence[int], dropped: Sequence[int] = (), epoch: str | None = None
+    ) -> None:
         """See `ReplayQueue.ack`."""
-        self._call("ack", list(ordinals), list(dropped))
+        self._call("ack", list(ordinals), list(dropped), epoch)
 
     def stats(self) -> Stats:
         """See `ReplayQueue.stats`."""
@@ -78,9 +90,9 @@ class RayReplayQueue:
         """See `ReplayQueue.frontier`."""
         return self._call("frontier")
 
-    def restart(self, frontier: Frontier) -> None:
+    def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
         """See `ReplayQueue.restart`."""
-        self._call("restart", frontier)
+        self._call("restart", frontier, epoch)
 
     def close(self) -> None:
         """See `ReplayQueue.close`."""

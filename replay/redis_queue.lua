@@ -6,7 +6,7 @@
 --          effect once.
 -- ARGV: operation, request id, '1' for a repeated request, the time ('' for Redis's own), arguments.
 -- Returns {verdict, result}: 'ok', 'missing' (no such run here), 'closed', 'full', 'invalid' (with
--- the reason) or 'taken' (with the owner).
+-- the reason), 'taken' (with the owner) or 'fenced' (with the epoch of a learner whose place is taken).
 --
 -- meta         hash: settings, frontier, counters
 -- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons}
@@ -56,7 +56,7 @@ local function begin_writing()
 end
 
 local FIELDS = {'block', 'next_unacked', 'dropped', 'next_block', 'lease_count', 'window', 'total',
-                'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed'}
+                'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed', 'fences'}
 local run = {}
 local found = call('HMGET', meta, 'incarnation', unpack(FIELDS))
 if not found[1] and operation ~= 'create' then return {'missing'} end
@@ -292,10 +292,15 @@ local function forget_unacked()
   end
 end
 
+-- The last learner's; '' is what is not checked.
+local function epoch() return run.incarnation .. '.' .. whole(run.fences or 0) end
+local function is_fenced(given) return given ~= '' and given ~= epoch() end
+
 local operations = {}
 
 function operations.lease(arguments)
   if run.closed == 1 then return {'closed'} end
+  if is_fenced(arguments[5]) then return {'fenced', arguments[5]} end
   local stage, n, worker = NUMBERS[arguments[1]], tonumber(arguments[2]), arguments[4]
   local ttl = tonumber(arguments[3]) or run['ttl' .. stage]
   local in_order = stage == TRAIN and run.ordered == 1
@@ -449,7 +454,16 @@ function operations.release_worker(arguments)
   return {'ok', #held}
 end
 
+function operations.fence()
+  begin_writing()
+  count('fences')
+  run.fences = (run.fences or 0) + 1
+  return {'ok', epoch()}
+end
+
 function operations.ack(ordinals)
+  local given = table.remove(ordinals, 1)
+  if is_fenced(given) then return {'fenced', given} end
   expire()
   begin_writing()
   local trained = tonumber(table.remove(ordinals, 1))  -- so many; the others are dropped
@@ -497,10 +511,11 @@ function operations.frontier()
 end
 
 function operations.restart(arguments)
-  local next_unacked, dropped = arguments[1], arguments[2]
+  if is_fenced(arguments[1]) then return {'fenced', arguments[1]} end
+  local next_unacked, dropped = arguments[2], arguments[3]
   begin_writing()
   forget_unacked()
-  for i = 3, #arguments do call('ZADD', key('acked'), arguments[i], arguments[i]) end
+  for i = 4, #arguments do call('ZADD', key('acked'), arguments[i], arguments[i]) end
   call('HSET', meta, 'next_unacked', next_unacked, 'dropped', dropped,
        'next_block', whole(math.floor(tonumber(next_unacked) / run.block)))
   return {'ok'}

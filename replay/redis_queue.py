@@ -19,6 +19,7 @@ from redis.exceptions import NoScriptError
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
+from replay.fence import fenced
 from replay.queue import (
     Completion,
     Frontier,
@@ -100,7 +101,13 @@ class RedisReplayQueue:
         self._call("create", owner, OWNER_SECONDS, *pairs)
 
     def lease(
-        self, stage: str, n: int, ttl: float | None, worker: str, wait: float = 0.0
+        self,
+        stage: str,
+        n: int,
+        ttl: float | None,
+        worker: str,
+        wait: float = 0.0,
+        epoch: str | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`."""
         stage = Stage(stage)
@@ -108,7 +115,7 @@ class RedisReplayQueue:
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
         until, pause = time.monotonic() + wait, FIRST_POLL
         while True:
-            found = self._call("lease", stage, n, "" if ttl is None else ttl, worker)
+            found = self._call("lease", stage, n, "" if ttl is None else ttl, worker, epoch or "")
             left = until - time.monotonic()
             if found or left <= 0:
                 return [self._lease(stage, worker, *values) for values in found]
@@ -137,9 +144,15 @@ class RedisReplayQueue:
         """See `ReplayQueue.release_worker`."""
         return int(self._call("release_worker", worker, _kept(reason)))
 
-    def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+    def fence(self) -> str:
+        """See `ReplayQueue.fence`."""
+        return self._call("fence").decode()
+
+    def ack(
+        self, ordinals: Sequence[int], dropped: Sequence[int] = (), epoch: str | None = None
+    ) -> None:
         """See `ReplayQueue.ack`."""
-        self._call("ack", len(ordinals), *ordinals, *dropped)
+        self._call("ack", epoch or "", len(ordinals), *ordinals, *dropped)
 
     def stats(self) -> Stats:
         """See `ReplayQueue.stats`."""
@@ -180,9 +193,10 @@ class RedisReplayQueue:
         next_unacked, dropped, above = self._call("frontier")
         return Frontier(int(next_unacked), tuple(map(int, above)), int(dropped))
 
-    def restart(self, frontier: Frontier) -> None:
+    def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
         """See `ReplayQueue.restart`."""
-        self._call("restart", frontier.next_unacked, frontier.dropped, *frontier.acked_above)
+        above = frontier.acked_above
+        self._call("restart", epoch or "", frontier.next_unacked, frontier.dropped, *above)
 
     def close(self) -> None:
         """See `ReplayQueue.close`."""
@@ -230,6 +244,8 @@ class RedisReplayQueue:
             return results[0] if results else None
         if verdict == b"closed":
             raise QueueClosed("the replay queue is closed: the run is over")
+        if verdict == b"fenced":
+            raise fenced(results[0].decode())
         if verdict == b"invalid":
             raise ValueError(results[0].decode())
         if verdict == b"taken":

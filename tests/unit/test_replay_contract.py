@@ -16,7 +16,7 @@ import pytest
 from protos.trajectory import FailureKind, Ticket
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
-from replay.queue import Completion, Frontier, QueueClosed, ReplayQueue, Stage
+from replay.queue import Completion, Frontier, LearnerFenced, QueueClosed, ReplayQueue, Stage
 from replay.redis_queue import RedisReplayQueue
 from replay.tickets import TicketSource
 from tests.redis_server import MISSING, redis_server
@@ -319,6 +319,44 @@ def test_no_more_is_minted_than_the_run_needs(open_queue):
     queue.ack(ordinals(queue.lease("to_train", 4, None, "l")))
     assert queue.stats().finished
     assert queue.lease("to_sample", 1, None, "s") == []
+
+
+def test_a_learner_whose_place_is_taken_changes_nothing(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 4)
+    advance(queue, "to_score", 9)
+    old = queue.fence()
+    queue.restart(Frontier(), old)
+    advance(queue, "to_sample", 4)
+    advance(queue, "to_score", 9)
+    queue.lease("to_train", 4, None, "l", epoch=old)
+    new = queue.fence()
+    assert new != old
+    for attempt in (
+        lambda: queue.ack([0, 1, 2, 3], epoch=old),
+        lambda: queue.ack([], [0], old),
+        lambda: queue.lease("to_train", 4, None, "l", epoch=old),
+        lambda: queue.restart(Frontier(4), old),
+    ):
+        with pytest.raises(LearnerFenced, match="another one has taken over"):
+            attempt()
+    assert queue.frontier() == Frontier()
+    assert queue.stats().stages[Stage.TO_TRAIN].ready == 4
+    queue.ack([0, 1, 2, 3], epoch=new)
+    queue.ack([4])  # who gives no epoch is not checked
+    assert queue.frontier() == Frontier(5)
+
+
+def test_an_earlier_learner_that_waits_is_told_that_its_place_is_taken(open_queue):
+    queue = open_queue(config())
+    old = queue.fence()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(queue.lease, "to_train", 4, None, "l", LONG, old)
+        while not waiting.running():
+            pass
+        queue.fence()
+        with pytest.raises(LearnerFenced):
+            waiting.result(timeout=LONG)
 
 
 def test_misuse_is_refused_by_name(open_queue):

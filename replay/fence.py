@@ -1,0 +1,34 @@
+"""Which learner is the run's: the last one that said so; what earlier ones ask is refused."""
+
+from replay.queue import LearnerFenced
+
+
+class Fence:
+    """Counts the learners of one queue; see `ReplayQueue.fence`."""
+
+    def __init__(self, incarnation: str) -> None:
+        """Begins with none; `incarnation` tells this queue from those before it."""
+        self._incarnation = incarnation
+        self._learners = 0
+
+    def advance(self) -> str:
+        """Lets a new learner in; returns its epoch."""
+        self._learners += 1
+        return self._epoch
+
+    @property
+    def _epoch(self) -> str:
+        return f"{self._incarnation}.{self._learners}"
+
+    def check(self, epoch: str | None) -> None:
+        """Raises `LearnerFenced` where an epoch is given that is not the last one."""
+        if epoch is not None and epoch != self._epoch:
+            raise fenced(epoch)
+
+
+def fenced(epoch: str) -> LearnerFenced:
+    """What a learner is told whose place was taken."""
+    return LearnerFenced(
+        f"the learner of epoch {epoch} is not the run's learner any more: another one has taken "
+        "over, or the queue was made anew. End this one"
+    )
