@@ -14,8 +14,11 @@ class SamplerConfig(BaseModel):
 
     count: int = Field(1, ge=1, le=4096)
     """Sampler processes."""
-    engine: Literal["jax"] = "jax"
-    """What runs the decoding loop."""
+    engine: Literal["jax", "torch", "auto"] = "jax"
+    """What runs the decoding loop; auto: torch where samplers have GPUs (`resources.num_gpus`),
+    else jax. torch needs the extra `torch`."""
+    cuda_graphs: bool = True
+    """torch, on GPUs that can: launch all kernels of a position as one."""
     groups_per_block: int = Field(16, ge=1, le=4096)
     """Images decoded as one batch; divides learner.groups_per_step."""
     temperature: float = Field(1.0, gt=0, le=10)
@@ -26,6 +29,13 @@ class SamplerConfig(BaseModel):
     """A sampler that shows no sign of life for so long loses its block and is replaced."""
     resources: Resources = Resources()
     """For each sampler."""
+
+    @property
+    def chosen_engine(self) -> Literal["jax", "torch"]:
+        """The engine that `engine` means: one for the whole pool, so that all draw the same."""
+        if self.engine == "auto":
+            return "torch" if self.resources.num_gpus > 0 else "jax"
+        return self.engine
 
 
 class EvaluatorResources(Resources):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from actors.engine import Samples
+from actors.engine import Samples, check_draws, check_images, check_settings
+from actors.random_words import sequence_words
 from vision.models.config import ModelConfig
 from vision.models.decoder import Rows
 from vision.models.logprobs import mask_logits, sequence_mask
@@ -23,10 +24,6 @@ Array = jax.Array
 STAGES = (1.0, 0.75, 0.5, 0.25)
 # A batch that is no multiple of this wastes vector lanes.
 ROW_MULTIPLE = 8
-
-
-class EngineInputError(ValueError):
-    """What was handed to the engine cannot be sampled with."""
 
 
 class _Loop(NamedTuple):
@@ -60,23 +57,7 @@ class JaxEngine:
         temperature: float = 1.0,
         end_token_bias: float = 0.0,
     ) -> None:
-        shape = (config.max_length, config.vocabulary_size)
-        if allowed_tokens.shape != shape:
-            raise EngineInputError(
-                f"allowed_tokens has shape {allowed_tokens.shape}, the model needs [L, V] = {shape}"
-            )
-        empty = np.flatnonzero(~allowed_tokens.any(axis=1))
-        if empty.size:
-            raise EngineInputError(f"allowed_tokens allows no token at position {empty[0]}")
-        if not -1 <= end_token < config.vocabulary_size:
-            raise EngineInputError(
-                f"end_token {end_token} is outside the vocabulary of {config.vocabulary_size} "
-                "(-1 says that there is none)"
-            )
-        if not temperature > 0:
-            raise EngineInputError(
-                f"temperature must be above 0, not {temperature}; use greedy() for the mode"
-            )
+        check_settings(config, allowed_tokens, end_token, temperature)
         self._config = config
         self._model = SequenceModel(config)
         self._allowed = jnp.asarray(allowed_tokens, bool)
@@ -91,44 +72,33 @@ class JaxEngine:
         self, params: Any, images: np.ndarray, seeds: np.ndarray, samples_per_group: int
     ) -> Samples:
         """K sequences for each image; see `actors.engine.Engine.sample`."""
-        if samples_per_group < 1:
-            raise EngineInputError(f"samples_per_group must be 1 or more, not {samples_per_group}")
         seeds = np.asarray(seeds)
-        if seeds.dtype != np.uint64 or seeds.shape != images.shape[:1]:
-            raise EngineInputError(
-                f"seeds must be uint64, one for each of {images.shape[0]} images; "
-                f"got {seeds.dtype} of shape {seeds.shape}"
-            )
-        words = np.stack([seeds >> np.uint64(32), seeds & np.uint64(0xFFFFFFFF)], axis=-1)
-        return self._run(params, images, words.astype(np.uint32), samples_per_group)
+        check_draws(images, seeds, samples_per_group)
+        words = sequence_words(seeds, samples_per_group, self._config.max_length)
+        return self._run(params, images, words, samples_per_group)
 
     def greedy(self, params: Any, images: np.ndarray) -> Samples:
         """The most likely token at each position: K = 1."""
         return self._run(params, images, None, 1)
 
     def _run(
-        self, params: Any, images: np.ndarray, seeds: np.ndarray | None, samples: int
+        self, params: Any, images: np.ndarray, words: np.ndarray | None, samples: int
     ) -> Samples:
-        expected = (*self._config.image_size, 3)
-        if images.ndim != 4 or images.shape[1:] != expected:
-            raise EngineInputError(
-                f"images have shape {images.shape}, the model needs [G, *{expected}]"
-            )
+        check_images(self._config, images)
         tokens, logprobs, lengths = jax.device_get(
-            self._decode(params, images, seeds, samples=samples)
+            self._decode(params, images, words, samples=samples)
         )
         return Samples(tokens, logprobs, lengths)
 
     def _decode_loop(
-        self, params: Any, images: Array, seeds: Array | None, samples: int
+        self, params: Any, images: Array, words: Array | None, samples: int
     ) -> tuple[Array, Array, Array]:
-        """tokens, logprobs and lengths; seeds [G, 2] uint32, or None to be greedy."""
+        """tokens, logprobs and lengths; words [L, G * K, 2] uint32, or None to be greedy."""
         variables = {"params": params}
         model = self._model
         groups, length = images.shape[0], self._config.max_length
         memory = model.apply(variables, images, method="encode")
         cross = model.apply(variables, memory, method="cross_keys_values")
-        words = None if seeds is None else _sequence_words(seeds, samples, length)
         sequences = groups * samples
         loop = _Loop(
             position=jnp.int32(0),
@@ -230,17 +200,6 @@ def _first_maximum(x: Array) -> Array:
     last = x.shape[-1] - 1
     index = jnp.arange(x.shape[-1], dtype=jnp.int32)
     return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), index, last), axis=-1)
-
-
-def _sequence_words(seeds: Array, samples: int, length: int) -> Array:
-    """Random words of every position: [length, G * K, 2] uint32, from (seed, k) alone."""
-
-    def words(seed: Array, k: Array) -> Array:
-        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-        return jax.random.bits(jax.random.fold_in(key, k), (length, 2), jnp.uint32)
-
-    both = jax.vmap(jax.vmap(words, (None, 0)), (0, None))(seeds, jnp.arange(samples))
-    return jnp.moveaxis(both, 2, 0).reshape(length, -1, 2)
 
 
 def _exponential(words: Array, count: int) -> Array:

@@ -212,6 +212,7 @@ class RunConfig(BaseModel):
         for section, keys in _MAY_CHANGE.items():
             for key in keys if values.get(section) else ():
                 values[section].pop(key, None)
+        values["actors"]["engine"] = self.actors.chosen_engine
         for section in ("actors", "learner"):
             # The kind of device and the number of threads decide the last bit.
             resources = values[section].pop("resources")
@@ -221,7 +222,7 @@ class RunConfig(BaseModel):
 
 # How many workers do the work, how it is watched and how long it goes on changes no step's result.
 _MAY_CHANGE = {
-    "actors": ("count", "deadline_seconds", "lease_seconds"),
+    "actors": ("count", "cuda_graphs", "deadline_seconds", "lease_seconds"),
     "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
     "learner": ("checkpoint_every", "keep_checkpoints", "loading_threads", "lease_seconds"),
     "replay": ("url", "password_env", "password_file", "ca_file", "patience_seconds"),
