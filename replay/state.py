@@ -17,47 +17,28 @@ One writer: whoever owns the state calls it from one thread.
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import Completion, Frontier, Lease, Quarantined, Stage, StageStats, Stats
+from replay.groups import Item, Ready
+from replay.queue import (
+    Completion,
+    Frontier,
+    Lease,
+    Quarantined,
+    Stage,
+    Stats,
+)
 
 __all__ = ["Completion", "Frontier", "Lease", "QueueState", "Stage", "Stats"]
 
 MAX_REASON = 4000
 """Characters kept of a reason: a traceback fits, a dumped array does not."""
-KEPT_WAITS = 1024
 KEPT_QUARANTINED = 1000
 KEPT_REASONS = 20
 
 _NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
-
-
-@dataclass(slots=True)
-class _Item:
-    """A group that is out."""
-
-    stage: Stage
-    payload: bytes | None = None
-    tombstone: bool = False
-    failed: int = 0  # deliveries in this stage
-    reasons: list[str] = field(default_factory=list)
-    lease_id: str | None = None
-
-
-class _Ready:
-    """The ready ordinals of a stage, and since when."""
-
-    def __init__(self) -> None:
-        self.since: dict[int, float] = {}
-        self.waits: deque[float] = deque(maxlen=KEPT_WAITS)
-
-    def add(self, ordinal: int, now: float) -> None:
-        self.since[ordinal] = now
-
-    def take(self, ordinal: int, now: float) -> None:
-        self.waits.append(now - self.since.pop(ordinal))
 
 
 class QueueState:
@@ -100,11 +81,11 @@ class QueueState:
 
     def restart(self, frontier: Frontier) -> None:
         """Forgets all that is not acked in `frontier`; it is minted anew. Every lease is lost."""
-        self._items: dict[int, _Item] = {}
+        self._items: dict[int, Item] = {}
         self._leases: dict[str, Lease] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._newest: dict[str, frozenset[str]] = {}  # what a worker was handed last
-        self._ready = {stage: _Ready() for stage in Stage}
+        self._ready = {stage: Ready() for stage in Stage}
         self._next_unacked = frontier.next_unacked
         self._acked_above = set(frontier.acked_above)
         self._dropped = frontier.dropped
@@ -253,20 +234,10 @@ class QueueState:
         leased = dict.fromkeys(Stage, 0)
         for lease in self._leases.values():
             leased[lease.stage] += 1
-        stages = {}
-        for stage, ready in self._ready.items():
-            waits = sorted(ready.waits) or [0.0]
-            stages[stage] = StageStats(
-                ready=len(ready.since),
-                leased=leased[stage],
-                oldest_wait=now - min(ready.since.values(), default=now),
-                wait_p50=waits[len(waits) // 2],
-                wait_p95=waits[len(waits) * 95 // 100],
-            )
         acked = self._next_unacked + len(self._acked_above)
         total = self.config.total_groups
         return Stats(
-            stages=stages,
+            stages={stage: part.stats(leased[stage], now) for stage, part in self._ready.items()},
             out=len(self._items),
             window=self.config.window,
             room=self.config.window - len(self._items),
@@ -315,7 +286,7 @@ class QueueState:
                 return []
             self._next_block += 1
             for ordinal in ordinals:
-                self._items[ordinal] = _Item(Stage.TO_SAMPLE)
+                self._items[ordinal] = Item(Stage.TO_SAMPLE)
                 self._ready[Stage.TO_SAMPLE].add(ordinal, now)
             if ordinals:
                 return ordinals
@@ -373,7 +344,7 @@ class QueueState:
         self._redelivered += lease.delivery > 1
         return lease
 
-    def _drop_lease(self, lease: Lease) -> _Item:
+    def _drop_lease(self, lease: Lease) -> Item:
         del self._leases[lease.id]
         item = self._items[lease.ordinal]
         item.lease_id = None
