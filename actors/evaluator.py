@@ -18,7 +18,7 @@ from actors.config import EvaluationConfig
 from actors.engine import Engine
 from actors.evaluation import evaluate_policy, split_examples
 from vision.models.checkpoint import save_npz
-from vision.tasks.task import Task
+from vision.tasks.task import Task, token_names
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ class Evaluator:
         }
         if metrics[self._task.headline] > self._best:
             self._best = metrics[self._task.headline]
-            save_npz(self._run_directory / BEST_FILE, params)
+            path, names = self._run_directory / BEST_FILE, token_names(self._task)
+            save_npz(path, params, token_names=names)
         append_evaluation(self._run_directory, line)
         for name, value in metrics.items():
             self._events.add_scalar(f"{self._config.split}/{name}", value, version)

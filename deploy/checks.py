@@ -1,5 +1,6 @@
 """Finds what is wrong with a run before any actor starts."""
 
+from actors.engines import check_engine
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.processes import load_initial
@@ -21,9 +22,11 @@ def check_tune(config: RunConfig) -> Task:
 
     Raises:
       ConfigError: settings that would fail or mean nothing.
+      EngineUnavailable: the samplers' engine is not installed.
       AnnotationError, ImageError, RewardLoadError, CheckpointMismatch, ...: what the parts say.
     """
     rewards = check_rewards(config)
+    check_engine(config.actors)
     if config.initial is None:
         raise ConfigError(
             "initial: missing; tuning starts from a checkpoint (`rewardtune pretrain` makes one: "
@@ -43,7 +46,7 @@ def check_tune(config: RunConfig) -> Task:
     check_split(task, "train", config.learner.groups_per_step, "learner.groups_per_step")
     if config.evaluation.every:
         check_split(task, config.evaluation.split, 1, "evaluation.split")
-    load_initial(config, config.model.build(task))
+    load_initial(config, config.model.build(task), task)
     return task
 
 

@@ -13,12 +13,15 @@ from typing import Any
 
 import ray
 
+from actors import engines
+from actors.engine import Engine
 from deploy.config import RunConfig
 from deploy.logs import configure_logging
 from deploy.queues import join_queue
 from replay.lease_keeper import LeaseKeeper
 from replay.tickets import TicketSource
 from vision.tasks.registry import build_task
+from vision.tasks.task import Task, token_names
 
 logger = logging.getLogger(__name__)
 
@@ -103,16 +106,26 @@ class SamplerProcess(_Process):
         config = self.config
         self._role = Sampler(
             task=self.task,
-            engine=build_engine(config, self.task),
-            engine_name=config.actors.engine,
+            engine=build_engine(
+                config, self.task, gpu_expected=config.actors.resources.num_gpus > 0
+            ),
+            engine_name=config.actors.chosen_engine,
             queue=self.queue,
             keeper=self.keeper(config.actors.lease_seconds, config.actors.deadline_seconds),
-            load_weights=DeviceWeights(self.weights()).load,
+            load_weights=self._load_weights(),
             ticket=ticket_source(config, self.task).ticket,
             worker=worker,
             block=config.actors.groups_per_block,
             samples_per_group=config.learner.samples_per_group,
         )
+
+
+    def _load_weights(self) -> Any:
+        """What loads a version; torch copies it to its device itself, and JAX stays unloaded."""
+        weights = self.weights()
+        if self.config.actors.chosen_engine == "torch":
+            return weights.load
+        return DeviceWeights(weights).load
 
 
 class RewardProcess(_Process):
@@ -154,7 +167,7 @@ class LearnerProcess(_Process):
             queue=self.queue,
             weights=self.weights(),
             run_directory=config.directory,
-            initial=load_initial(config, model),
+            initial=load_initial(config, model, self.task),
             identity=identity_digest(config),
             max_staleness=None if ordered else config.replay.max_policy_lag,
             kept_policies=config.replay.policy_lag if ordered else 0,
@@ -213,16 +226,17 @@ class DeviceWeights:
         return number, self._device
 
 
-def build_engine(config: RunConfig, task: Any, end_token_bias: float = 0.0) -> Any:
-    """The sampling engine of a config."""
-    from actors.jax_engine import JaxEngine
-
-    return JaxEngine(
+def build_engine(
+    config: RunConfig, task: Any, end_token_bias: float = 0.0, gpu_expected: bool = False
+) -> Engine:
+    """The sampling engine of a config; see `actors.engines.build_engine`."""
+    return engines.build_engine(
+        config.actors,
         config.model.build(task),
         task.allowed_tokens(),
         task.end_token,
-        config.actors.temperature,
         end_token_bias,
+        gpu_expected,
     )
 
 
@@ -237,7 +251,7 @@ def ticket_source(config: RunConfig, task: Any) -> TicketSource:
     )
 
 
-def load_initial(config: RunConfig, model: Any) -> Any:
+def load_initial(config: RunConfig, model: Any, task: Task) -> Any:
     """The parameters that a run starts from: `initial`, or fresh ones of the seed."""
     from vision.models.checkpoint import load_npz
     from vision.models.sequence import init_params
@@ -247,8 +261,8 @@ def load_initial(config: RunConfig, model: Any) -> Any:
         return init_params(model, config.seed)
     path = resolve_checkpoint(config.initial)
     if config.initial_transfer:
-        return transfer_npz(path, model, config.seed)
-    return load_npz(path, model)
+        return transfer_npz(path, model, config.seed, token_names(task))
+    return load_npz(path, model, token_names(task))
 
 
 def resolve_checkpoint(path: Path) -> Path:

@@ -15,7 +15,7 @@ from learner.config import StageOneConfig
 from learner.progress import ProgressDisplay
 from learner.stop import StopRequest, TrainingInterrupted
 from vision.tasks.registry import build_task, prepare_task
-from vision.tasks.task import Example, Task
+from vision.tasks.task import Example, Task, token_names
 
 
 def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
@@ -39,14 +39,14 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
     check_stage_one(task)
     model = config.model.build(task)
     check_split(task, "train", settings.batch_size, "pretrain.batch_size")
-    params = _starting_params(config, model)
+    params = _starting_params(config, model, task)
     engine = build_engine(config, task)
     held_out = _HeldOut(
         config, task, lambda p, e: evaluate_policy(task, engine, p, e, config.evaluation.batch_size)
     )
     with open_run_directory(config, overwrite) as directory:
         trained = pretrain(task, model, settings, directory, config.seed, held_out, params, None)
-        save_npz(directory / FINAL_FILE, trained)
+        save_npz(directory / FINAL_FILE, trained, token_names=token_names(task))
         held_out.write(directory, trained)
     return directory / FINAL_FILE
 
@@ -129,13 +129,13 @@ def prepare_data(config: RunConfig) -> None:
         prepare_task(config.task, show)
 
 
-def _starting_params(config: RunConfig, model: Any) -> Any | None:
+def _starting_params(config: RunConfig, model: Any, task: Task) -> Any | None:
     from deploy.processes import load_initial, resolve_checkpoint
     from vision.models.checkpoint import load_encoder_npz
     from vision.models.sequence import init_params
 
     if config.initial is not None:
-        return load_initial(config, model)
+        return load_initial(config, model, task)
     if config.initial_encoder is not None:
         encoder = load_encoder_npz(resolve_checkpoint(config.initial_encoder), model)
         return init_params(model, config.seed) | encoder
@@ -193,7 +193,8 @@ def run_evaluate(
     task = build_task(config.task)
     check_stage_one(task)
     check_split(task, split, 1, "split")
-    params = load_npz(resolve_checkpoint(checkpoint), config.model.build(task))
+    path, model = resolve_checkpoint(checkpoint), config.model.build(task)
+    params = load_npz(path, model, token_names(task))
     engine = build_engine(config, task, end_token_bias)
     examples = split_examples(task, split, config.evaluation.examples)
     return evaluate_policy(task, engine, params, examples, config.evaluation.batch_size)

@@ -5,10 +5,11 @@ seeds, digest of the config). A crash while one is written leaves the one before
 written is never listed.
 """
 
+import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -25,6 +26,7 @@ from learner.train_state import TrainState
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 PARAMS, OPTIMIZER_STATE, EXTRA = "params", "optimizer_state", "extra"
+TOKENS = "token_names"  # in the record
 
 
 class CheckpointError(RuntimeError):
@@ -34,18 +36,27 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the best by one metric."""
 
-    def __init__(self, directory: Path | str, *, keep: int = 2, best_metric: str | None = None):
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        keep: int = 2,
+        best_metric: str | None = None,
+        token_names: Sequence[str] | None = None,
+    ):
         """Opens or makes the directory.
 
         Args:
           directory: one checkpoint a subdirectory, named by its step.
           keep: how many of the newest stay.
           best_metric: the metric of `save` by which the best also stays (higher is better).
+          token_names: what each token stands for; a checkpoint of other names is not restored.
         Raises:
           CheckpointError: the directory cannot be written.
         """
         self._directory = Path(directory).absolute()
         self._best_metric = best_metric
+        self._tokens = {} if token_names is None else {TOKENS: _digest(token_names)}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             probe = self._directory / ".writable"
@@ -110,7 +121,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(copy.params),
                     optimizer_state=ocp.args.StandardSave(copy.optimizer_state),
-                    extra=ocp.args.JsonSave(json.loads(json.dumps(dict(extra)))),
+                    extra=ocp.args.JsonSave(json.loads(json.dumps(dict(extra) | self._tokens))),
                 ),
                 metrics={k: float(v) for k, v in metrics.items()} if scored and metrics else None,
             )
@@ -161,7 +172,15 @@ class Checkpoints:
         state = TrainState(
             jnp.asarray(step, jnp.int32), restored[PARAMS], restored[OPTIMIZER_STATE]
         )
-        return state, dict(restored[EXTRA])
+        extra = dict(restored[EXTRA])
+        named = extra.pop(TOKENS, None)
+        if self._tokens and named not in (None, self._tokens[TOKENS]):
+            raise CheckpointError(
+                f"checkpoint {self._directory / str(step)} was trained with tokens that stand for"
+                " something else, such as other words: go back to the data of its run, or choose"
+                " another run directory"
+            )
+        return state, extra
 
     def restore_params(
         self, like: Any, step: int | Literal["latest", "best"] = "latest"
@@ -266,6 +285,10 @@ def _shapes(tree: Any) -> Any:
         ),
         tree,
     )
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.blake2b(json.dumps(list(names)).encode(), digest_size=16).hexdigest()
 
 
 def _first_words(error: Exception) -> str:

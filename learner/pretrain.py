@@ -6,14 +6,15 @@ from typing import Any
 from learner.batches import TrainingExamples
 from learner.config import PretrainConfig
 from learner.encoder_warmup import warm_up_encoder
+from learner.mesh import make_mesh
 from learner.objectives import ApplyModel, TokenRules, make_likelihood_loss
 from learner.optimizer import make_optimizer
 from learner.stop import StopRequest
 from learner.supervised import CHECKPOINTS_DIRECTORY, Evaluate, Training, digest_of, train
-from learner.train_state import make_mesh, make_train_step
+from learner.train_state import make_train_step
 from vision.models.config import ModelConfig
 from vision.models.sequence import SequenceModel, init_params
-from vision.tasks.task import Task
+from vision.tasks.task import Task, token_names
 
 __all__ = ["CHECKPOINTS_DIRECTORY", "Evaluate", "model_apply", "pretrain"]
 
@@ -51,14 +52,17 @@ def pretrain(
             return params, {}
         return warm_up_encoder(task, model_config, config.encoder_warmup, params, seed, stop)
 
+    mesh = make_mesh(config.devices, config.shards)
     training = Training(
         description="maximum likelihood",
         digest=digest_of(model_config, config.deciding(), seed),
         examples=examples,
         load=examples.likelihood_batch,
         optimizer=optimizer,
-        train_step=make_train_step(loss, optimizer, make_mesh(config.devices), config.microbatches),
+        mesh=mesh,
+        train_step=make_train_step(loss, optimizer, mesh, config.microbatches),
         headline=task.headline,
         prepare=prepare,
+        token_names=token_names(task),
     )
     return train(training, config, run_directory, params, evaluate, stop)

@@ -6,13 +6,14 @@ settings it continues from the newest checkpoint, and ends where it would have e
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from learner.batches import LoadedAhead, TrainingExamples
 from learner.checkpoints import CheckpointError, Checkpoints
@@ -39,9 +40,11 @@ class Training:
       examples: which examples each step sees.
       load: step -> batch.
       optimizer: optax's.
+      mesh: the devices that it runs on.
       train_step: the compiled step.
       headline: the metric of `evaluate` by which the best checkpoint is kept.
       prepare: what to do before the first step of a new run: parameters -> parameters and metrics.
+      token_names: see `vision.tasks.task.NamedTokens`.
     """
 
     description: str
@@ -49,9 +52,11 @@ class Training:
     examples: TrainingExamples
     load: Callable[[int], Any]
     optimizer: Any
+    mesh: Mesh
     train_step: TrainStep
     headline: str
     prepare: Callable[[Any, StopRequest], tuple[Any, dict[str, float]]] | None = None
+    token_names: Sequence[str] | None = None
 
 
 def train(
@@ -78,7 +83,10 @@ def train(
     with (
         stop or StopRequest() as stop,
         Checkpoints(
-            run / CHECKPOINTS_DIRECTORY, keep=config.keep_checkpoints, best_metric=training.headline
+            run / CHECKPOINTS_DIRECTORY,
+            keep=config.keep_checkpoints,
+            best_metric=training.headline,
+            token_names=training.token_names,
         ) as checkpoints,
     ):
         resumed = checkpoints.latest_step()
@@ -87,14 +95,15 @@ def train(
                 measured: dict[str, float] = {}
                 if training.prepare is not None:
                     params, measured = training.prepare(params, stop)
-                state = create_train_state(params, training.optimizer)
+                state = create_train_state(params, training.optimizer, training.mesh)
                 checkpoints.save(state, {"digest": training.digest})
                 checkpoints.wait()
                 # Only now: without a checkpoint, metrics would look like another run's.
                 if measured:
                     metrics.write(0, measured)
             else:
-                state, extra = checkpoints.restore(create_train_state(params, training.optimizer))
+                like = create_train_state(params, training.optimizer, training.mesh)
+                state, extra = checkpoints.restore(like)
                 if extra["digest"] != training.digest:
                     raise CheckpointError(
                         f"{run} holds a run of other settings (or another seed) at step {resumed};"

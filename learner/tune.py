@@ -17,7 +17,9 @@ import numpy as np
 from learner.checkpoints import CheckpointError, Checkpoints
 from learner.config import TuneConfig
 from learner.group_batches import TrainingGroup, group_batch, reward_parts
+from learner.mesh import make_mesh
 from learner.metrics import MetricsWriter
+from learner.mismatch import LaggedMismatch
 from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
 from learner.pretrain import CHECKPOINTS_DIRECTORY, model_apply
@@ -26,14 +28,13 @@ from learner.train_state import (
     TrainState,
     check_finite,
     create_train_state,
-    make_mesh,
     make_train_step,
 )
 from protos.trajectory import ScoredGroup
 from replay.queue import Frontier, ReplayQueue, Stage
 from vision.models.checkpoint import save_npz
 from vision.models.config import ModelConfig
-from vision.tasks.task import Task
+from vision.tasks.task import Task, token_names
 
 WORKER = "learner"
 FINAL_FILE = "final.npz"
@@ -84,11 +85,21 @@ class Learner:
         self._initial = initial
         self._optimizer = make_optimizer(config.optimizer, config.steps, initial)
         self._schedule = make_schedule(config.optimizer, config.steps)
+        self._mesh = make_mesh(config.devices, config.shards)
+        apply, rules = model_apply(model_config), TokenRules.of(task)
         self._train_step = make_train_step(
-            make_reinforce_loss(model_apply(model_config), TokenRules.of(task), config.reinforce),
+            make_reinforce_loss(apply, rules, config.reinforce),
             self._optimizer,
-            make_mesh(config.devices),
+            self._mesh,
             config.microbatches,
+        )
+        self._lagged_mismatch = LaggedMismatch(
+            apply,
+            rules.allowed,
+            rules.end_token,
+            config.reinforce,
+            # As many as a device trains at once.
+            config.groups_per_step // (config.microbatches * config.devices),
         )
         self._dropped = 0
         self._empty_steps = 0
@@ -102,7 +113,8 @@ class Learner:
           CheckpointError: the run directory cannot be written, or holds another run.
         """
         directory = self._run_directory / CHECKPOINTS_DIRECTORY
-        with Checkpoints(directory, keep=self._config.keep_checkpoints) as checkpoints:
+        keep, names = self._config.keep_checkpoints, token_names(self._task)
+        with Checkpoints(directory, keep=keep, token_names=names) as checkpoints:
             state, policies, frontier = self._resume(checkpoints)
             first = int(state.step)
             if not checkpoints.steps():
@@ -136,7 +148,11 @@ class Learner:
             collected = time.monotonic()
             self.status["state"] = "training"
             batch = group_batch(
-                self._task, groups, config.samples_per_group, threads=config.loading_threads
+                self._task,
+                groups,
+                config.samples_per_group,
+                threads=config.loading_threads,
+                version=done,
             )
             self._check_something_to_train(done, groups, batch)
             loaded = time.monotonic()
@@ -145,6 +161,10 @@ class Learner:
             check_finite(fetched, done, [group.ordinal for group in groups])
             done += 1
             trained = time.monotonic()
+            if self._measures_lagged(done, batch):
+                versions = [group.version for group in groups]
+                fetched |= self._lagged_mismatch(policies, versions, batch)
+            measured = time.monotonic()
             last = done == config.steps
             if last or done % config.publish_every == 0:
                 self._publish(done, state.params, policies, last)
@@ -157,7 +177,8 @@ class Learner:
                 "seconds/waiting": collected - began,
                 "seconds/loading": loaded - collected,
                 "seconds/training": trained - loaded,
-                "seconds/publishing": time.monotonic() - trained,
+                "seconds/mismatch": measured - trained,
+                "seconds/publishing": time.monotonic() - measured,
                 "groups/stale_dropped": float(self._dropped),
             }
             metrics.write(done, fetched)
@@ -168,7 +189,9 @@ class Learner:
             self._save(checkpoints, state, policies, self._queue.frontier())
         checkpoints.wait()
         if done == config.steps:
-            save_npz(self._run_directory / FINAL_FILE, jax.device_get(state.params))
+            params = jax.device_get(state.params)
+            names = token_names(self._task)
+            save_npz(self._run_directory / FINAL_FILE, params, token_names=names)
         self.status |= {"state": "finished" if done == config.steps else "stopped", "step": done}
 
     def _collect(self, step: int, stop: StopRequest) -> list[TrainingGroup] | None:
@@ -211,6 +234,15 @@ class Learner:
                 f"samples. The last reasons: {reasons or 'the samples were not scored, see logs/'}"
             )
 
+    def _measures_lagged(self, done: int, batch: GroupBatch) -> bool:
+        """Whether to measure the mismatch with an older policy, which costs a forward pass.
+
+        Where parameters are split over devices they may not fit the one that it would run on.
+        """
+        every = self._config.mismatch_every
+        due = every > 0 and done % every == 0
+        return due and self._config.shards == 1 and not batch.current.any()
+
     def _is_stale(self, step: int, scored: ScoredGroup) -> bool:
         if self._max_staleness is None:
             return False
@@ -238,8 +270,10 @@ class Learner:
         self, checkpoints: Checkpoints
     ) -> tuple[TrainState, deque[tuple[int, Any]], Frontier]:
         """The state to go on from, the policies to publish, and what the queue has had trained."""
-        state = create_train_state(self._initial, self._optimizer)
-        policies: deque[tuple[int, Any]] = deque(maxlen=self._kept_policies + 1)
+        state = create_train_state(self._initial, self._optimizer, self._mesh)
+        # Groups that lag by a step can be measured where the policy before the newest is kept.
+        kept = self._kept_policies + 1 + bool(self._max_staleness)
+        policies: deque[tuple[int, Any]] = deque(maxlen=kept)
         if checkpoints.latest_step() is None:
             policies.append((0, jax.device_get(state.params)))
             return state, policies, Frontier()

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vision.tasks.task import Task
+from vision.tasks.task import Task, token_names
 
 _ABSENT = "(not there)"
 
@@ -31,6 +31,9 @@ def task_facts(task: Task) -> dict[str, str]:
     }
     ids = task.example_ids("train")
     facts["training examples"] = f"{len(ids)}, {_digest(json.dumps(list(ids)).encode())}"
+    names = token_names(task)
+    if names is not None:
+        facts["tokens"] = _digest(json.dumps(list(names)).encode())
     config = getattr(task, "config", None)
     if isinstance(config, BaseModel):
         settings = {name: _settings(getattr(config, name)) for name in type(config).model_fields}

@@ -128,7 +128,7 @@ def measure_rewards(
     model = config.model.build(task)
     policies = []
     for source in sources:
-        params = jax.device_put(load_policy(source, records, model))
+        params = jax.device_put(load_policy(source, records, model, task))
         _, greedy = judge.greedy(params, sampled, source.label)
         policies.append(
             PolicyFigures(

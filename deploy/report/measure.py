@@ -62,7 +62,7 @@ def measure(records: RunRecords, extent: Extent, progress: Progress) -> Report:
     model = config.model.build(task)
     policies, predictions, rewards = [], [], []
     for source in sources:
-        params = jax.device_put(load_policy(source, records, model))
+        params = jax.device_put(load_policy(source, records, model, task))
         greedy, greedy_rewards = judge.greedy(params, examples, source.label)
         figures = PolicyFigures(
             source.key,

@@ -17,6 +17,7 @@ from deploy.run_directory import (
 )
 from learner.metrics import METRICS_FILE, read_metrics
 from learner.tune import FINAL_FILE
+from vision.tasks.task import Task, token_names
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 # Pretraining writes its held-out metrics among the others, under this prefix.
@@ -165,7 +166,7 @@ def find_policies(records: RunRecords, headline: str) -> tuple[list[PolicySource
     return policies, missing
 
 
-def load_policy(source: PolicySource, records: RunRecords, model: Any) -> Any:
+def load_policy(source: PolicySource, records: RunRecords, model: Any, task: Task) -> Any:
     """The parameters of a policy.
 
     Raises:
@@ -177,9 +178,9 @@ def load_policy(source: PolicySource, records: RunRecords, model: Any) -> Any:
     from vision.models.sequence import abstract_params
 
     if source.key == "before":
-        return load_initial(records.config, model)
+        return load_initial(records.config, model, task)
     if source.origin.endswith(".npz"):
-        return load_npz(records.directory / source.origin, model)
+        return load_npz(records.directory / source.origin, model, token_names(task))
     with Checkpoints(records.directory / CHECKPOINTS_DIRECTORY) as checkpoints:
         assert source.step is not None
         return checkpoints.restore_params(abstract_params(model), source.step)[1]

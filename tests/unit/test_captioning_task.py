@@ -19,7 +19,7 @@ from vision.data.caption_scenes import CaptionScenes
 from vision.data.captions import ScenesSource
 from vision.tasks.captioning import Caption, CaptioningConfig, CaptioningTask, References
 from vision.tasks.registry import UnknownTaskError, build_task
-from vision.tasks.task import Example
+from vision.tasks.task import Example, token_names
 from vision.tasks.tokenizer import (
     VocabularyError,
     WordPieceTokenizer,
@@ -165,6 +165,14 @@ def test_drawings_show_the_image_and_the_caption_under_it(task: CaptioningTask) 
         assert np.array_equal(drawn[3:288:6, 3::6], np.rint((example.image + 1) * 127.5))
         assert (drawn[288:] < 128).any()
     assert task.draw(example, None).shape[0] > task.draw(example, said("a")).shape[0]
+
+
+def test_every_token_has_its_name(task: CaptioningTask) -> None:
+    names = token_names(task)
+    assert names is not None
+    assert len(names) == task.vocabulary_size
+    words = [name for name in names if name.isalpha()]
+    assert [names[token] for token in task.tokenizer.encode(" ".join(words))] == words
 
 
 def test_rare_words_are_unknown_and_the_frequent_come_first() -> None:

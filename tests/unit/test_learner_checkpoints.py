@@ -9,8 +9,9 @@ import pytest
 
 from learner.checkpoints import CheckpointError, Checkpoints
 from learner.config import OptimizerConfig
+from learner.mesh import make_mesh
 from learner.optimizer import make_optimizer
-from learner.train_state import LossSums, create_train_state, make_mesh, make_train_step
+from learner.train_state import LossSums, create_train_state, make_train_step
 
 
 def small_params(width=40):
@@ -111,6 +112,19 @@ def test_a_checkpoint_that_does_not_fit_names_what_and_how(tmp_path):
             checkpoints.restore_params({"encoder": state.params["encoder"]})
         with pytest.raises(CheckpointError, match=r"tail \(3,\) is missing"):
             checkpoints.restore_params(state.params | {"tail": jnp.zeros(3)})
+
+
+def test_a_checkpoint_of_tokens_with_other_names_is_not_restored(tmp_path):
+    state, _ = make_state()
+    for names, refused in [(None, False), (["a", "b"], False), (["b", "a"], True), (None, False)]:
+        with Checkpoints(tmp_path, token_names=names) as checkpoints:
+            if not refused:
+                checkpoints.save(at_step(state, len(checkpoints.steps())), {"digest": "x"})
+                checkpoints.wait()
+                assert checkpoints.restore(state)[1] == {"digest": "x"}
+            else:
+                with pytest.raises(CheckpointError, match="tokens that stand for something else"):
+                    checkpoints.restore(state)
 
 
 def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path):

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from vision.models.checkpoint import (
     CheckpointError,
     CheckpointMismatch,
+    check_token_names,
     load_encoder_npz,
     load_npz,
     save_npz,
@@ -142,6 +143,34 @@ def test_a_damaged_array_is_named(tmp_path: Path, params: dict) -> None:
     (tmp_path / "bad.npz").write_bytes(damaged)
     with pytest.raises(CheckpointError, match=r"bad\.npz"):
         load_npz(tmp_path / "bad.npz", TINY)
+
+
+NAMES = ["", "", *(f"wört{number}" for number in range(63))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_token_names_are_kept_beside_the_parameters(
+    tmp_path: Path, params: dict, dtype: str
+) -> None:
+    save_npz(tmp_path / "a.npz", params, dtype, NAMES)
+    for expected in (NAMES, tuple(NAMES), None):
+        assert _flat(load_npz(tmp_path / "a.npz", TINY, expected)).keys() == _flat(params).keys()
+    with pytest.raises(CheckpointMismatch, match=r"a\.npz.*token 2 is 'wört0' there and 'wört1'"):
+        load_npz(tmp_path / "a.npz", TINY, ["", "", "wört1", "wört0", *NAMES[4:]])
+    assert "decoder" not in load_encoder_npz(tmp_path / "a.npz", TINY)
+
+
+def test_a_file_without_token_names_is_believed(golden: Path) -> None:
+    assert load_npz(golden / "uvim_tiny_stage2.npz", TINY, NAMES)
+
+
+def test_longer_names_and_an_entry_that_is_no_list_are_refused() -> None:
+    stored = np.frombuffer(b'["", "a"]', np.uint8)
+    check_token_names("a.npz", stored, ["", "a"])
+    with pytest.raises(CheckpointMismatch, match=r"token 2 is None there and 'b' here \(2 and 3"):
+        check_token_names("a.npz", stored, ["", "a", "b"])
+    with pytest.raises(CheckpointError, match=r"a\.npz: token_names is no JSON list"):
+        check_token_names("a.npz", np.frombuffer(b"\xff{", np.uint8), ["", "a"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

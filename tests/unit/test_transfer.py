@@ -85,3 +85,12 @@ def test_more_coordinates_than_the_checkpoint_has_tokens_are_refused(checkpoint)
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"gone\.npz"):
         transfer_npz(tmp_path / "gone.npz", config(classes=1, side=16), seed=0)
+
+
+def test_words_that_are_all_taken_over_must_be_the_same(tmp_path):
+    model = model_config("tiny", vocabulary_size=5, max_length=4, image_size=(16, 16))
+    path, words = tmp_path / "words.npz", ["", "", "unk", "a", "cat"]
+    save_npz(path, init_params(model, 0), token_names=words)
+    assert transfer_npz(path, model, 0, words)
+    with pytest.raises(CheckpointMismatch, match="token 4 is 'cat' there and 'dog' here"):
+        transfer_npz(path, model, 0, [*words[:4], "dog"])

@@ -32,7 +32,7 @@ class CheckpointMismatch(CheckpointError):
 def write_arrays(
     path: str | Path, arrays: Mapping[str, Any], dtype: Dtype, exact: tuple[str, ...] = ()
 ) -> None:
-    """Writes arrays by their full names, whole or not at all.
+    """Writes arrays by their full names, whole or not at all; bytes (uint8) stay as they are.
 
     Args:
       exact: prefixes of names that stay float32, whatever the dtype.
@@ -43,6 +43,9 @@ def write_arrays(
     path = Path(path)
     encoded: dict[str, Any] = {}
     for name, value in arrays.items():
+        if getattr(value, "dtype", None) == np.uint8:
+            encoded[name] = value
+            continue
         kept = "float32" if name.startswith(exact) else dtype
         encoded.update(_encode(name, np.asarray(value, np.float32), kept, path))
     temporary = None

@@ -2,9 +2,14 @@
 
 A file holds one array a parameter, named by its path ("params/encoder/encoderblock_0/..."; the
 prefix may be missing). Published UViM and ViT checkpoints load as they are.
+
+Where tokens mean what the training data says, such as words, a file also holds their names: the
+same sizes with other words would load and speak nonsense. A file without names is believed.
 """
 
-from collections.abc import Mapping
+import itertools
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +32,15 @@ from vision.models.sequence import Params, abstract_params
 __all__ = [
     "CheckpointError",
     "CheckpointMismatch",
+    "check_token_names",
     "load_encoder_npz",
     "load_npz",
     "read_arrays",
     "save_npz",
 ]
+
+# Beside the parameters: a JSON list of strings as UTF-8 bytes.
+TOKEN_NAMES = "token_names"
 
 # The names of the first published ViTs, and those that followed.
 _OLD_NAMES = {
@@ -42,30 +51,79 @@ _OLD_NAMES = {
 }
 
 
-def save_npz(path: str | Path, params: Params, dtype: Dtype = "float32") -> None:
+def save_npz(
+    path: str | Path,
+    params: Params,
+    dtype: Dtype = "float32",
+    token_names: Sequence[str] | None = None,
+) -> None:
     """Writes parameters, whole or not at all.
 
+    Args:
+      token_names: what each token stands for, where that is no matter of the config alone.
     Raises:
       CheckpointError: an unknown dtype, a value that overflows it, or a file that cannot be
         written; what was at the path before is still there.
     """
     flat = flatten_dict(params, sep="/")
-    write_arrays(path, {PREFIX + name: value for name, value in flat.items()}, dtype)
+    arrays = {PREFIX + name: value for name, value in flat.items()}
+    if token_names is not None:
+        text = json.dumps(list(token_names), ensure_ascii=False)
+        arrays[TOKEN_NAMES] = np.frombuffer(text.encode(), np.uint8)
+    write_arrays(path, arrays, dtype)
 
 
-def load_npz(path: str | Path, expected: ModelConfig | Mapping[str, Any]) -> Params:
+def load_npz(
+    path: str | Path,
+    expected: ModelConfig | Mapping[str, Any],
+    token_names: Sequence[str] | None = None,
+) -> Params:
     """Parameters of a `SequenceModel`, float32.
 
     Args:
       path: the file.
       expected: the model's config, or a nested dict of arrays or shapes (`abstract_params`).
+      token_names: what each token must stand for, where the file says what it does.
     Raises:
       CheckpointError: the file is missing, truncated or no such file.
-      CheckpointMismatch: a parameter is missing, unexpected or of another shape.
+      CheckpointMismatch: a parameter is missing, unexpected or of another shape, or tokens stand
+        for something else.
     """
     tree = abstract_params(expected) if isinstance(expected, ModelConfig) else expected
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()}
-    return _fit(path, read_arrays(path), shapes)
+    arrays = read_arrays(path)
+    stored = arrays.pop(TOKEN_NAMES, None)
+    params = _fit(path, arrays, shapes)
+    check_token_names(path, stored, token_names)
+    return params
+
+
+def check_token_names(
+    path: str | Path, stored: np.ndarray | None, expected: Sequence[str] | None
+) -> None:
+    """Raises `CheckpointMismatch` where both are known and differ.
+
+    Args:
+      stored: the file's entry `TOKEN_NAMES`, or None.
+      expected: what each token stands for now, or None.
+    Raises:
+      CheckpointError: the entry is none.
+    """
+    if stored is None or expected is None:
+        return
+    try:
+        names = [str(name) for name in json.loads(stored.tobytes())]
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {TOKEN_NAMES} is no JSON list: {error}") from error
+    if names == list(expected):
+        return
+    pairs = itertools.zip_longest(names, expected)
+    token, (there, here) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise CheckpointMismatch(
+        f"{path}: its tokens stand for something else: token {token} is {there!r} there and "
+        f"{here!r} here ({len(names)} and {len(expected)} tokens); use the data and settings that "
+        "the checkpoint's run took its words from"
+    )
 
 
 def load_encoder_npz(path: str | Path, config: ModelConfig) -> Params:

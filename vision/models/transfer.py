@@ -1,11 +1,17 @@
 """A trained model as the start of one with other classes, or of another image size."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vision.models.checkpoint import CheckpointMismatch, read_arrays
+from vision.models.checkpoint import (
+    TOKEN_NAMES,
+    CheckpointMismatch,
+    check_token_names,
+    read_arrays,
+)
 from vision.models.config import ModelConfig
 from vision.models.resample import resample_positions
 from vision.models.sequence import Params, abstract_params, init_params
@@ -18,13 +24,18 @@ _VOCABULARY = {
 }
 
 
-def transfer_npz(path: str | Path, config: ModelConfig, seed: int) -> Params:
+def transfer_npz(
+    path: str | Path, config: ModelConfig, seed: int, token_names: Sequence[str] | None = None
+) -> Params:
     """Parameters of a `SequenceModel` from a checkpoint of another task of the same kind.
 
     The encoder's position embeddings are resampled to the model's grid. Of the vocabulary, the
     tokens up to the last ordered one (padding, confidence, coordinates) are taken over, so both
-    tasks need the same number of coordinate buckets; those after it (classes) start anew.
+    tasks need the same number of coordinate buckets; those after it (classes) start anew. Without
+    ordered tokens all are taken over, and must be the same.
 
+    Args:
+      token_names: as of `load_npz`.
     Raises:
       CheckpointError: the file cannot be read.
       CheckpointMismatch: it differs in more than classes and grid.
@@ -50,7 +61,9 @@ def transfer_npz(path: str | Path, config: ModelConfig, seed: int) -> Params:
                 f"{expected.shape}; only classes and image size may differ between the two"
             )
         fitted[name] = value
-    if shared:
+    if not shared:
+        check_token_names(path, arrays.get(TOKEN_NAMES), token_names)
+    else:
         fresh = flatten_dict(init_params(config, seed), sep="/")
         for name, axis in _VOCABULARY.items():
             classes = np.take(np.asarray(fresh[name]), range(shared, fresh[name].shape[axis]), axis)

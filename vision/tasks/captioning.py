@@ -79,7 +79,7 @@ class Caption:
 
 
 class CaptioningTask:
-    """Implements `vision.tasks.task.Task`; see there for the contract of what is not said here."""
+    """Implements `Task` and `NamedTokens` of `vision.tasks.task`; see there for the contracts."""
 
     headline = "CIDEr"
     ordered_tokens: tuple[int, int] | None = None
@@ -93,6 +93,7 @@ class CaptioningTask:
         self.tokenizer = self._tokenizer()
         self.vocabulary_size = self.tokenizer.vocabulary_size
         self.end_token = self.tokenizer.end
+        self.token_names = self.tokenizer.names
 
     def _tokenizer(self) -> Tokenizer:
         if self.config.vocabulary is not None:

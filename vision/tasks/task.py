@@ -40,6 +40,17 @@ class TimedTask(Protocol):
     decode_seconds: Mapping[str, float]
 
 
+class NamedTokens(Protocol):
+    """What a task offers beside `Task` whose tokens mean what its data says, such as words.
+
+    Attributes:
+      token_names: [vocabulary_size] what each token stands for. They are kept with every
+        checkpoint, and one with other names is refused.
+    """
+
+    token_names: Sequence[str]
+
+
 class Task(Protocol):
     """A task, built once in each process from its config.
 
@@ -129,3 +140,9 @@ class Task(Protocol):
     def draw(self, example: Example, prediction: Any | None) -> np.ndarray:
         """[H, W, 3] uint8: the prediction (None: the ground truth) on the image, to look at."""
         ...
+
+
+def token_names(task: Task) -> Sequence[str] | None:
+    """What each token stands for; None where the config alone says it. See `NamedTokens`."""
+    names: Sequence[str] | None = getattr(task, "token_names", None)
+    return names

@@ -27,11 +27,13 @@ class Tokenizer(Protocol):
       vocabulary_size: tokens are 0 .. vocabulary_size - 1; 0 pads.
       end: the token that ends a sentence.
       never: tokens that no sentence is written with, beside 0 and the end.
+      names: what each token stands for.
     """
 
     vocabulary_size: int
     end: int
     never: Sequence[int]
+    names: Sequence[str]
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a sentence, without the end."""
@@ -65,9 +67,9 @@ class WordTokenizer:
             raise ValueError(
                 f"none of {len(counts)} words occurs {min_count} times; lower the min_count"
             )
-        self._words = ["", "", UNKNOWN_WORD, *sorted(frequent)]
-        self._number = {word: token for token, word in enumerate(self._words) if token > 1}
-        self.vocabulary_size = len(self._words)
+        self.names: Sequence[str] = ["", "", UNKNOWN_WORD, *sorted(frequent)]
+        self._number = {word: token for token, word in enumerate(self.names) if token > 1}
+        self.vocabulary_size = len(self.names)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -75,7 +77,7 @@ class WordTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        return " ".join(self._words[token] for token in tokens if token > 1)
+        return " ".join(self.names[token] for token in tokens if token > 1)
 
 
 class WordPieceTokenizer:
@@ -99,7 +101,7 @@ class WordPieceTokenizer:
             raise ImportError(
                 "WordPiece needs the library tokenizers: pip install 'rewardtune[wordpiece]'"
             ) from error
-        self._pieces = list(pieces)
+        self.names: Sequence[str] = list(pieces)
         self._pipeline = Pipeline(WordPiece(dict(pieces), unk_token="[UNK]"))
         self._pipeline.normalizer = BertNormalizer(lowercase=True)
         self._pipeline.pre_tokenizer = BertPreTokenizer()
@@ -123,7 +125,7 @@ class WordPieceTokenizer:
         """
         words: list[str] = []
         for token in tokens:
-            piece = self._pieces[token]
+            piece = self.names[token]
             if piece.startswith("##") and words:
                 words[-1] += piece[2:]
             elif piece == "[UNK]":
