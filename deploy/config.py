@@ -224,7 +224,13 @@ class RunConfig(BaseModel):
 _MAY_CHANGE = {
     "actors": ("count", "cuda_graphs", "deadline_seconds", "lease_seconds"),
     "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
-    "learner": ("checkpoint_every", "keep_checkpoints", "loading_threads", "lease_seconds"),
+    "learner": (
+        "checkpoint_every",
+        "keep_checkpoints",
+        "loading_threads",
+        "lease_seconds",
+        "mismatch_every",
+    ),
     "replay": ("url", "password_env", "password_file", "ca_file", "patience_seconds"),
     "pretrain": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),
     "stage_one": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),

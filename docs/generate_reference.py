@@ -36,7 +36,8 @@ nothing.
   reported at once.
 - When a run is resumed, everything that its numbers depend on must be as it was: all but
   `cluster`, `evaluation`, `runs`, the number and resources of workers, deadlines, leases, where the
-  queue is, and the learner's `steps`, `checkpoint_every`, `keep_checkpoints` and `loading_threads`.
+  queue is, `actors.cuda_graphs`, and the learner's `steps`, `checkpoint_every`, `keep_checkpoints`,
+  `loading_threads` and `mismatch_every`.
 
 """
 

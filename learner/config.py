@@ -245,6 +245,10 @@ class TuneConfig(Settings):
     keep_checkpoints: Annotated[int, Field(gt=0)] = 2
     """Newest checkpoints that are kept. The best policy is kept apart, by the evaluator."""
 
+    mismatch_every: Annotated[int, Field(ge=0)] = 10
+    """Where groups lag: steps between forward passes with an older policy that compare the
+    sampler's logprobs with the learner's; 0: only where groups do not lag, which costs nothing."""
+
     loading_threads: Annotated[int, Field(ge=1, le=256)] = 4
     """Examples of a step that are loaded at once: reading and decoding their images overlaps."""
 

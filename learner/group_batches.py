@@ -23,6 +23,11 @@ class TrainingGroup:
     scored: ScoredGroup | None
     reasons: tuple[str, ...] = ()
 
+    @property
+    def version(self) -> int | None:
+        """The policy version that sampled it."""
+        return None if self.scored is None else self.scored.sampled.policy_version
+
 
 def group_batch(
     task: Task,
@@ -30,11 +35,13 @@ def group_batch(
     samples: int,
     split: str = "train",
     threads: int = 1,
+    version: int | None = None,
 ) -> GroupBatch:
     """Stacks groups, in their order; a quarantined group is a row without scored samples.
 
     Args:
       threads: load so many examples at once; each has a row of its own, so the batch is the same.
+      version: of the policy that is trained; groups that it sampled are `current`.
     Raises:
       GroupShapeError: tokens of another number of samples or length than the run's.
       Exception: what the task's `load` raises; of several faults, the one of the first row.
@@ -47,6 +54,9 @@ def group_batch(
         behaviour_logprobs=np.zeros((*shape, task.max_length), np.float32),
         rewards=np.zeros(shape, np.float32),
         scored=np.zeros(shape, bool),
+        current=np.array(
+            [group.version is not None and group.version == version for group in groups]
+        ),
         auxiliary={
             name: np.zeros((*shape, *size), np.float32)
             for name, size in task.auxiliary_arrays.items()

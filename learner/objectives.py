@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from learner.config import ReinforceConfig
+from learner.mismatch import clipped_ratios, mismatch
 from learner.train_state import LossFunction, LossSums
 from vision.models.logprobs import entropy, mask_logits, sequence_mask, token_logprobs
 from vision.tasks.task import Task
@@ -40,6 +41,7 @@ class GroupBatch(NamedTuple):
       behaviour_logprobs: [G, K, L] float32, under the policy that sampled.
       rewards: [G, K] float32; anything, NaN too, where not scored.
       scored: [G, K] bool.
+      current: [G] bool, sampled with the very policy that is trained now.
       auxiliary: the reward's arrays, name -> [G, K, ...] float32.
     """
 
@@ -48,6 +50,7 @@ class GroupBatch(NamedTuple):
     behaviour_logprobs: Any
     rewards: Any
     scored: Any
+    current: Any
     auxiliary: dict[str, Any]
 
 
@@ -179,7 +182,8 @@ def make_reinforce_loss(
         mask = own & rules.reinforced & trained[..., None]
 
         # Both sides are made equal outside the mask, so that no ratio there can overflow.
-        logprobs = jnp.where(mask, token_logprobs(logits, batch.tokens, rules.allowed), 0.0)
+        learned = token_logprobs(logits, batch.tokens, rules.allowed)
+        logprobs = jnp.where(mask, learned, 0.0)
         behaviour = jnp.where(mask, batch.behaviour_logprobs, 0.0)
         advantages = leave_one_out_advantages(batch.rewards, batch.scored)
         spread = reward_spread(batch.rewards, batch.scored)
@@ -196,7 +200,6 @@ def make_reinforce_loss(
 
         groups, tokens = trained.any(axis=1), mask.sum().astype(jnp.float32)
         sequences = trained.sum().astype(jnp.float32)
-        limit = _limit(config)
         means = {
             "loss/reinforce": (policy_loss, trained),
             "advantage/absolute": (jnp.abs(advantages), trained),
@@ -215,13 +218,14 @@ def make_reinforce_loss(
             "policy/entropy": (entropies.sum(), tokens),
             "importance/mean": (jnp.where(mask, ratio, 0.0).sum(), tokens),
             "importance/clipped_share": (
-                (mask & (jnp.abs(ratio - 1) > limit - 1)).sum().astype(jnp.float32)
-                if config.clip
-                else (mask & (ratio > limit)).sum().astype(jnp.float32),
+                (mask & clipped_ratios(ratio, config)).sum().astype(jnp.float32),
                 tokens,
             ),
             "policy/drift": (jnp.abs(logprobs - behaviour).sum(), tokens),
         }
+        sampled_now = own & batch.current[:, None, None]
+        differences, largest = mismatch(learned, batch.behaviour_logprobs, sampled_now, config)
+        sums |= differences
 
         if config.kl_weight:
             reference = jax.lax.stop_gradient(apply(frozen, batch.images, batch.tokens))
@@ -243,7 +247,7 @@ def make_reinforce_loss(
             loss=per_group.sum(),
             weight=groups.sum().astype(jnp.float32),
             means=sums,
-            maxima={"importance/max": jnp.where(mask, ratio, 0.0).max()},
+            maxima=largest | {"importance/max": jnp.where(mask, ratio, 0.0).max()},
         )
 
     return reinforce_loss
@@ -267,13 +271,6 @@ def divergence_from(logits: jax.Array, reference: jax.Array) -> jax.Array:
     p = jnp.exp(log_p)
     # Forbidden tokens have p = 0 and a hugely negative logarithm on both sides.
     return jnp.where(p > 0, p * (log_p - log_q), 0.0).sum(axis=-1)
-
-
-def _limit(config: ReinforceConfig) -> float:
-    """The importance ratio from which a token counts as clipped."""
-    if config.clip is not None:
-        return 1 + config.clip
-    return float("inf") if config.max_importance_weight is None else config.max_importance_weight
 
 
 def _reduce(values: jax.Array, mask: jax.Array, reduction: str) -> jax.Array:
@@ -313,6 +310,7 @@ def _check_shapes(batch: GroupBatch, rules: TokenRules) -> None:
         "behaviour_logprobs": (batch.behaviour_logprobs.shape, (groups, samples, length)),
         "rewards": (batch.rewards.shape, (groups, samples)),
         "scored": (batch.scored.shape, (groups, samples)),
+        "current": (batch.current.shape, (groups,)),
         "rules.allowed": (rules.allowed.shape[:1], (length,)),
         "rules.reinforced": (rules.reinforced.shape, (length,)),
     } | {

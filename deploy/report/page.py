@@ -21,6 +21,9 @@ FIRST_CURVES = (
     "importance/max",
     "importance/clipped_share",
     "policy/drift",
+    "mismatch/mean",
+    "mismatch/max",
+    "mismatch/clipped_share",
 )
 PICTURES_SHOWN = 6  # the others are folded
 TRAINED_ON = ("reward/mean", "loss/total")

@@ -81,6 +81,7 @@ def make_batch(seed=0, groups=G, **changes):
         behaviour,
         random.normal(size=(groups, K)).astype(np.float32),
         np.ones((groups, K), bool),
+        np.ones(groups, bool),
         {},
     )
     return batch._replace(**changes)

@@ -50,6 +50,7 @@ def group_batch(seed=0):
         behaviour_logprobs=random.uniform(-3, -2, (G, K, L)).astype(np.float32),
         rewards=np.where(scored, random.normal(size=(G, K)), np.nan).astype(np.float32),
         scored=scored,
+        current=np.arange(G) % 3 == 0,
         auxiliary={},
     )
 
