@@ -9,16 +9,19 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from protos.edge_client import Peer
 from protos.trajectory import FailureKind, Ticket
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
 from replay.queue import Completion, Frontier, LearnerFenced, QueueClosed, ReplayQueue, Stage
 from replay.redis_queue import RedisReplayQueue
+from replay.remote_queue import RemoteReplayQueue
 from replay.tickets import TicketSource
+from tests.edges import serving_queue
 from tests.redis_server import MISSING, redis_server
 
 SHORT = 0.05
@@ -68,8 +71,24 @@ def on_redis() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
         connection.close()
 
 
+@contextmanager
+def over_grpc() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
+    with memory() as open_memory, ExitStack() as stack:
+
+        def opener(config: QueueConfig) -> ReplayQueue:
+            server, service = serving_queue(open_memory(config))
+            stack.callback(service.close)
+            stack.enter_context(server)
+            queue = RemoteReplayQueue(Peer(server.address, timeout=LONG, patience=LONG))
+            stack.callback(queue.disconnect)
+            return queue
+
+        yield opener
+
+
 BACKENDS = {
     "memory": memory,
+    "grpc": over_grpc,
     "redis": pytest.param(
         on_redis, marks=pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
     ),

@@ -1,0 +1,266 @@
+"""The queue's service (`protos/replay.proto`): checks what comes from outside, and asks the queue.
+
+It holds nothing of the run: what a lost server knew, leases included, is in the queue behind it.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import grpc
+
+from protos import replay_pb2 as pb
+from protos.edge import MAX_MESSAGE_BYTES, Refused, Services
+from protos.trajectory import WireError, parse, read_failed, serialise
+from replay import wire
+from replay.answers import Answers
+from replay.queue import LearnerFenced, Lease, QueueClosed, QueueUnavailable, ReplayQueue
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_COUNT = 65536
+# A wait is cut into pieces, so that a server that stops takes no group with it.
+SLICE_SECONDS = 1.0
+WAITING_THREADS, THREADS = 128, 16
+_KNOWN_LEASES = 100_000
+
+CheckPayload = Callable[[int | None, bytes], object]
+"""Told the ordinal of the lease (None: this server did not hand it out) and what was completed;
+raises `WireError` for what the run's next stage could not use."""
+
+
+class ReplayService:
+    """One run's queue, to be served by a `protos.edge.EdgeServer`."""
+
+    def __init__(
+        self,
+        queue: ReplayQueue,
+        run: str,
+        config: str = "{}",
+        check_payload: CheckPayload = lambda ordinal, payload: None,
+    ) -> None:
+        """Prepares to answer.
+
+        Args:
+          queue: of the run; its calls may block, and come from several threads.
+          run: its name.
+          config: its config as JSON, for callers that have none.
+          check_payload: of what workers complete.
+        """
+        self._queue, self._run, self._config = queue, run, config
+        self._check_payload = check_payload
+        self._answers = Answers()
+        self._stopping = threading.Event()
+        self._waiting = ThreadPoolExecutor(WAITING_THREADS, "replay-lease")
+        self._threads = ThreadPoolExecutor(THREADS, "replay-call")
+        self._ordinals: OrderedDict[str, int] = OrderedDict()
+
+    def services(self) -> Services:
+        """The methods, from bytes to bytes."""
+        return {
+            wire.SERVICE: {
+                "GetRun": self._get_run,
+                "Lease": self._lease,
+                "Renew": self._renew,
+                "Complete": self._complete,
+                "Fail": self._fail,
+                "Release": self._release,
+                "ReleaseWorker": self._release_worker,
+                "Ack": self._ack,
+                "Fence": self._fence,
+                "Restart": self._restart,
+                "Close": self._close,
+                "GetStats": self._stats,
+                "GetQuarantine": self._quarantine,
+                "GetFrontier": self._frontier,
+            }
+        }
+
+    def stop(self) -> None:
+        """Ends waits; to be called before the server stops."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Ends the threads, when the server has stopped."""
+        self.stop()
+        self._waiting.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
+
+    async def _get_run(self, data: bytes) -> bytes:
+        parse(pb.GetRunRequest(), data)
+        return serialise(pb.GetRunResponse(name=self._run, config=self._config))
+
+    async def _lease(self, data: bytes) -> bytes:
+        message = parse(pb.LeaseRequest(), data)
+        stage = wire.read_stage(message.stage)
+        worker = wire.read_name("worker", message.worker)
+        wait = wire.read_seconds("wait", message.wait, wire.MAX_WAIT)
+        ttl = None
+        if message.HasField("ttl"):
+            ttl = wire.read_seconds("ttl", message.ttl, wire.MAX_TTL, least=0.001)
+        if message.count > MAX_COUNT:
+            raise WireError(f"count is {message.count}; at most {MAX_COUNT} may be leased at once")
+        epoch = message.epoch if message.HasField("epoch") else None
+
+        def lease() -> list[Lease]:
+            until = time.monotonic() + wait
+            while True:
+                left = max(0.0, until - time.monotonic())
+                piece = min(left, SLICE_SECONDS)
+                found = self._queue.lease(stage, message.count, ttl, worker, piece, epoch)
+                if self._stopping.is_set():
+                    self._queue.release([one.id for one in found])
+                    raise Refused(grpc.StatusCode.UNAVAILABLE, "the server stops; ask again")
+                if found or left <= piece:
+                    return found
+
+        async def answer() -> bytes:
+            found = await self._ask(lease, self._waiting if wait else self._threads)
+            return await self._fitting(found)
+
+        return await self._once(message.call, data, answer)
+
+    async def _fitting(self, leases: Sequence[Lease]) -> bytes:
+        """As many leases as one message holds; the others go back, untried."""
+        groups, size = [], 0
+        for lease in leases:
+            group = wire.lease_message(lease)
+            size += group.ByteSize() + 16
+            if size > MAX_MESSAGE_BYTES:
+                break
+            groups.append(group)
+            self._ordinals[lease.id] = lease.ordinal
+        while len(self._ordinals) > _KNOWN_LEASES:
+            self._ordinals.popitem(last=False)
+        left = [lease.id for lease in leases[len(groups) :]]
+        if left:
+            await self._ask(lambda: self._queue.release(left))
+        if left and not groups:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"ordinal {leases[0].ordinal} does not fit a message of {MAX_MESSAGE_BYTES} bytes: "
+                "fewer samples in a group, or shorter ones",
+            )
+        return serialise(pb.LeaseResponse(groups=groups))
+
+    async def _renew(self, data: bytes) -> bytes:
+        ids = list(parse(pb.RenewRequest(), data).lease_ids)
+        held = await self._ask(lambda: self._queue.renew(ids))
+        return serialise(pb.RenewResponse(lease_ids=held))
+
+    async def _complete(self, data: bytes) -> bytes:
+        message = parse(pb.CompleteRequest(), data)
+        items = [(item.lease_id, item.payload) for item in message.items]
+        for lease_id, payload in items:
+            self._check_payload(self._ordinals.get(lease_id), payload)
+
+        async def answer() -> bytes:
+            done = await self._ask(lambda: self._queue.complete(items))
+            for lease_id, _ in items:
+                self._ordinals.pop(lease_id, None)
+            return serialise(pb.CompleteResponse(completions=wire.completion_numbers(done)))
+
+        return await self._once(message.call, data, answer)
+
+    async def _fail(self, data: bytes) -> bytes:
+        message = parse(pb.FailRequest(), data)
+        items = []
+        for item in message.items:
+            failed = read_failed(f"lease {item.lease_id}", item)
+            items.append((item.lease_id, failed.reason, failed.kind))
+
+        async def answer() -> bytes:
+            done = await self._ask(lambda: self._queue.fail(items))
+            return serialise(pb.FailResponse(completions=wire.completion_numbers(done)))
+
+        return await self._once(message.call, data, answer)
+
+    async def _release(self, data: bytes) -> bytes:
+        ids = list(parse(pb.ReleaseRequest(), data).lease_ids)
+        await self._ask(lambda: self._queue.release(ids))
+        return serialise(pb.ReleaseResponse())
+
+    async def _release_worker(self, data: bytes) -> bytes:
+        message = parse(pb.ReleaseWorkerRequest(), data)
+        worker = wire.read_name("worker", message.worker)
+
+        async def answer() -> bytes:
+            count = await self._ask(lambda: self._queue.release_worker(worker, message.reason))
+            return serialise(pb.ReleaseWorkerResponse(released=count))
+
+        return await self._once(message.call, data, answer)
+
+    async def _ack(self, data: bytes) -> bytes:
+        message = parse(pb.AckRequest(), data)
+        epoch = message.epoch if message.HasField("epoch") else None
+        ordinals, dropped = list(message.ordinals), list(message.dropped)
+        await self._ask(lambda: self._queue.ack(ordinals, dropped, epoch))
+        return serialise(pb.AckResponse())
+
+    async def _fence(self, data: bytes) -> bytes:
+        message = parse(pb.FenceRequest(), data)
+
+        async def answer() -> bytes:
+            return serialise(pb.FenceResponse(epoch=await self._ask(self._queue.fence)))
+
+        return await self._once(message.call, data, answer)
+
+    async def _restart(self, data: bytes) -> bytes:
+        message = parse(pb.RestartRequest(), data)
+        frontier = wire.read_frontier(message.frontier)
+        epoch = message.epoch if message.HasField("epoch") else None
+
+        async def answer() -> bytes:
+            await self._ask(lambda: self._queue.restart(frontier, epoch))
+            return serialise(pb.RestartResponse())
+
+        return await self._once(message.call, data, answer)
+
+    async def _close(self, data: bytes) -> bytes:
+        parse(pb.CloseRequest(), data)
+        await self._ask(self._queue.close)
+        return serialise(pb.CloseResponse())
+
+    async def _stats(self, data: bytes) -> bytes:
+        parse(pb.GetStatsRequest(), data)
+        return serialise(wire.stats_message(await self._ask(self._queue.stats)))
+
+    async def _quarantine(self, data: bytes) -> bytes:
+        parse(pb.GetQuarantineRequest(), data)
+        return serialise(wire.quarantine_message(await self._ask(self._queue.quarantine)))
+
+    async def _frontier(self, data: bytes) -> bytes:
+        parse(pb.GetFrontierRequest(), data)
+        frontier = await self._ask(self._queue.frontier)
+        return serialise(pb.GetFrontierResponse(frontier=wire.frontier_message(frontier)))
+
+    async def _once(
+        self, call: pb.Call, data: bytes, answer: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        return await self._answers.once(call.caller, call.number, data, answer)
+
+    async def _ask(self, ask: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
+        """What the queue says, with its refusals as statuses."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(threads or self._threads, partial(ask))
+        except QueueClosed as error:
+            reason = f"{wire.CLOSED}: {error}"
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason) from error
+        except LearnerFenced as error:
+            reason = f"{wire.FENCED}: {error}"
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason) from error
+        except QueueUnavailable as error:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, str(error)) from error
+        except WireError:
+            raise
+        except ValueError as error:  # the queue's refusals, which name what was asked
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
