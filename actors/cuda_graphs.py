@@ -41,7 +41,7 @@ class GraphedSteps:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         # Libraries choose kernels and take workspace in their first calls, off the main stream,
         # since neither can be recorded.
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for span in spans:

@@ -42,17 +42,17 @@ def build_engine(
       EngineUnavailable: its library is not installed, or finds no CUDA device where one is meant.
     """
     check_engine(config)
-    settings: tuple[Any, ...] = (
-        model,
-        allowed_tokens,
-        end_token,
-        config.temperature,
-        end_token_bias,
-    )
+    settings: dict[str, Any] = {
+        "config": model,
+        "allowed_tokens": allowed_tokens,
+        "end_token": end_token,
+        "temperature": config.temperature,
+        "end_token_bias": end_token_bias,
+    }
     if config.chosen_engine == "jax":
         from actors.jax_engine import JaxEngine
 
-        return JaxEngine(*settings)
+        return JaxEngine(**settings)
     import torch
 
     from actors.torch_engine import TorchEngine
@@ -63,4 +63,4 @@ def build_engine(
             f"{config.resources.num_gpus}, but torch {torch.__version__} finds no CUDA device here:"
             " install a build of torch with CUDA, set actors.engine=jax, or give samplers no GPU"
         )
-    return TorchEngine(*settings, cuda_graphs=config.cuda_graphs)
+    return TorchEngine(**settings, cuda_graphs=config.cuda_graphs)

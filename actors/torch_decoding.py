@@ -87,7 +87,7 @@ class Decoding:
         kept = (~self.ended).nonzero().squeeze(1)
         chosen = self.chosen[kept]
         of_group = torch.div(chosen, samples, rounding_mode="floor")
-        groups, cross, live = self.groups, self.cross, of_group.unique()
+        groups, cross, live = self.groups, self.cross, torch.unique(of_group)
         if len(live) <= SHRINK_AT * len(groups):
             where = torch.searchsorted(groups, live)
             groups, cross = live, [(keys[where], values[where]) for keys, values in cross]

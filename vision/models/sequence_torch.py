@@ -63,9 +63,14 @@ class TorchSequenceModel:
         """Takes over parameters, a nested dict of arrays; later ones into the same memory.
 
         Raises:
-          ValueError: a parameter is missing or has another shape than the model's.
+          KeyError: a parameter is missing.
+          ValueError: one has another shape than before; nothing has been taken over then.
         """
         arrays = _arrays(self.config, flatten(params))
+        for name, array in arrays.items():
+            before = self._tensors.get(name)
+            if before is not None and before.shape != array.shape:
+                raise ValueError(f"{name} is {list(array.shape)}, before {list(before.shape)}")
         for name, array in arrays.items():
             # A copy: what comes from an object store is read-only.
             value = torch.tensor(array, dtype=self._dtype)
@@ -77,8 +82,9 @@ class TorchSequenceModel:
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, H, W, 3] float32 in [-1, 1] to memory [B, P, encoder width]."""
         config = self.config
-        x = images.to(self._device, self._dtype).permute(0, 3, 1, 2)
-        x = self._stem(x)
+        # By default convolutions, other than products, would be rounded to TF32.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            x = self._stem(images.to(self._device, self._dtype).permute(0, 3, 1, 2))
         x = x.flatten(2).transpose(1, 2) + self._tensors["pos_embedding_encoder"]
         return encode(x, self._tensors, "encoder", config.encoder.depth, config.encoder.heads)
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from vision.models.encoder_torch import encode, encoder_arrays, linear, linear_arrays
 from vision.models.resample import linear_weights
 from vision.models.uvim_checkpoint import flatten
 from vision.models.uvim_config import HEAD, UvimConfig
 
-LAYER_NORM_EPSILON = 1e-6
+CONTEXT = "ctx_dec_embedding"
 
 
 class TorchStageOneDecoder:
@@ -49,20 +49,16 @@ class TorchStageOneDecoder:
         )
         self._upsample = self._tensor(_upsample_weights(config, params))
         self._positions = self._tensor(params["pos_embedding_decoder"])
+        arrays = encoder_arrays(params, "decoder", config.decoder.depth)
         if config.with_decoder_ctx:
             kernel = params["ctx_dec_embedding/kernel"].reshape(-1, width)
-            self._context = self._linear(kernel, params["ctx_dec_embedding/bias"])
-        self._layers = [
-            self._layer(params, f"decoder/encoderblock_{i}/") for i in range(config.decoder.depth)
-        ]
-        self._norm = self._norm_of(params, "decoder/encoder_norm")
-        self._heads = {
-            plane.name: self._linear(
-                params[f"{HEAD}{plane.name}/kernel"].reshape(width, -1),
-                params[f"{HEAD}{plane.name}/bias"].reshape(-1),
+            arrays |= linear_arrays(CONTEXT, kernel, params["ctx_dec_embedding/bias"])
+        for plane in config.planes:
+            kernel, bias = (params[f"{HEAD}{plane.name}/{part}"] for part in ("kernel", "bias"))
+            arrays |= linear_arrays(
+                f"{HEAD}{plane.name}", kernel.reshape(width, -1), bias.reshape(-1)
             )
-            for plane in config.planes
-        }
+        self._tensors = {name: self._tensor(array) for name, array in arrays.items()}
 
     def decode(self, codes: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
         """The maps of codes; see `StageOne.decode`.
@@ -83,14 +79,13 @@ class TorchStageOneDecoder:
                 x = self._upsample @ x
             x = x + self._positions
             if config.with_decoder_ctx:
-                embedded = functional.linear(self._patches(context), *self._context)
+                embedded = linear(self._patches(context), self._tensors, CONTEXT)
                 x = x + embedded.repeat_interleave(len(codes) // len(context), dim=0)
-            for layer in self._layers:
-                x = layer(x)
-            x = functional.layer_norm(x, x.shape[-1:], *self._norm, LAYER_NORM_EPSILON)
+            trunk = config.decoder
+            x = encode(x, self._tensors, "decoder", trunk.depth, trunk.heads)
             outputs = {}
             for plane in config.planes:
-                flat = functional.linear(x, *self._heads[plane.name]).float()
+                flat = linear(x, self._tensors, f"{HEAD}{plane.name}").float()
                 outputs[plane.name] = flat.view(
                     len(codes), config.patches, plane.channels, config.patch_pixels
                 ).numpy()
@@ -102,79 +97,10 @@ class TorchStageOneDecoder:
         patches = context.reshape(-1, rows, size, columns, size, 3).swapaxes(2, 3)
         return self._tensor(patches.reshape(-1, rows * columns, size * size * 3))
 
-    def _layer(self, params: Mapping[str, Any], prefix: str) -> "_Layer":
-        attention = f"{prefix}MultiHeadDotProductAttention_0/"
-        width = self._config.width
-        kernels, biases = zip(
-            *(
-                (
-                    params[f"{attention}{name}/kernel"].reshape(width, width),
-                    params[f"{attention}{name}/bias"].reshape(width),
-                )
-                for name in ("query", "key", "value")
-            ),
-            strict=True,
-        )
-        return _Layer(
-            heads=self._config.decoder.heads,
-            first_norm=self._norm_of(params, f"{prefix}LayerNorm_0"),
-            second_norm=self._norm_of(params, f"{prefix}LayerNorm_1"),
-            projections=self._linear(np.concatenate(kernels, 1), np.concatenate(biases)),
-            out=self._linear(
-                params[f"{attention}out/kernel"].reshape(width, width),
-                params[f"{attention}out/bias"],
-            ),
-            mlp=[
-                self._linear(
-                    params[f"{prefix}MlpBlock_0/Dense_{i}/kernel"],
-                    params[f"{prefix}MlpBlock_0/Dense_{i}/bias"],
-                )
-                for i in range(2)
-            ],
-        )
-
-    def _norm_of(self, params: Mapping[str, Any], name: str) -> tuple[Tensor, Tensor]:
-        return self._tensor(params[f"{name}/scale"]), self._tensor(params[f"{name}/bias"])
-
-    def _linear(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Weights as torch keeps them: [outputs, inputs]."""
-        return self._tensor(np.ascontiguousarray(kernel.T)), self._tensor(bias)
-
     def _tensor(self, array: np.ndarray | None) -> Any:
         if array is None:
             return None
         return torch.tensor(np.asarray(array, np.float32)).to(self._dtype)
-
-
-class _Layer:
-    """One pre-norm transformer layer."""
-
-    def __init__(
-        self,
-        heads: int,
-        first_norm: tuple[Tensor, Tensor],
-        second_norm: tuple[Tensor, Tensor],
-        projections: tuple[Tensor, Tensor],
-        out: tuple[Tensor, Tensor],
-        mlp: list[tuple[Tensor, Tensor]],
-    ) -> None:
-        self._heads, self._first_norm, self._second_norm = heads, first_norm, second_norm
-        self._projections, self._out, self._mlp = projections, out, mlp
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[N, P, width] to the same."""
-        rows, patches, width = x.shape
-        y = functional.layer_norm(x, (width,), *self._first_norm, LAYER_NORM_EPSILON)
-        projected = functional.linear(y, *self._projections)
-        # [3, N, heads, P, head_dim]
-        split = projected.view(rows, patches, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        y = functional.scaled_dot_product_attention(split[0], split[1], split[2])
-        y = y.transpose(1, 2).reshape(rows, patches, width)
-        x = x + functional.linear(y, *self._out)
-        y = functional.layer_norm(x, (width,), *self._second_norm, LAYER_NORM_EPSILON)
-        # flax's GELU is the tanh approximation.
-        y = functional.gelu(functional.linear(y, *self._mlp[0]), approximate="tanh")
-        return x + functional.linear(y, *self._mlp[1])
 
 
 def _unit_words(state: Mapping[str, Any]) -> np.ndarray:
