@@ -12,6 +12,7 @@ from vision.data.panoptic import open_source, prepare
 from vision.data.panoptic_scenes import (
     CATEGORIES,
     PanopticScenes,
+    drop_annotations,
     generate_panoptic_scenes,
     load_panoptic_scenes,
 )
@@ -118,3 +119,25 @@ def test_preparing_reports_every_split_to_its_end(tmp_path):
     assert source.load("scene-000002").image.shape == (48, 48, 3)
     with pytest.raises(KeyError, match="scene-000002"):
         source.load("scene-7")
+
+
+def test_what_annotators_left_out_is_void_and_the_rest_stays(scenes):
+    part = drop_annotations(scenes, 0.3, seed=3)
+    assert part.images is scenes.images
+    dropped = 0
+    for index in range(len(scenes)):
+        whole, left = scenes.segments(index), part.segments(index)
+        assert left.labels[0] == 0
+        assert np.unique(left.ids[left.ids > 0]).tolist() == list(range(1, len(left.labels)))
+        before, after = whole.semantics(), left.semantics()
+        np.testing.assert_array_equal(after[after > 0], before[after > 0])
+        for row in range(1, len(whole.labels)):
+            seen = after[whole.ids == row]
+            assert (seen == 0).all() or (seen == whole.labels[row]).all()  # all of it or nothing
+            dropped += (seen == 0).all()
+    assert 0.2 < dropped / (len(scenes.labels) - len(scenes)) < 0.4
+    less = drop_annotations(scenes, 0.1, seed=3)
+    for index in range(len(scenes)):
+        assert ((part.segments(index).ids > 0) <= (less.segments(index).ids > 0)).all()
+    with pytest.raises(ValueError, match=r"share 1\.0"):
+        drop_annotations(scenes, 1.0, seed=3)

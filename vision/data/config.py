@@ -165,6 +165,8 @@ class PanopticScenesOptions(_Options):
     """Number of scenes to make choices on."""
     test: Count = 1_000
     """Number of scenes to report on."""
+    drop_annotations: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training segments that the annotator left out: their pixels are void."""
     cache_dir: Path | None = None
     """Where generated scenes are kept; default ~/.cache/rewardtune."""
 

@@ -10,7 +10,12 @@ import numpy as np
 from vision.data.coco_panoptic import Category, CocoPanoptic, load_panoptic
 from vision.data.config import CocoPanopticOptions, PanopticDataOptions, PanopticScenesOptions
 from vision.data.example_ids import no_example
-from vision.data.panoptic_scenes import CATEGORIES, PanopticScenes, load_panoptic_scenes
+from vision.data.panoptic_scenes import (
+    CATEGORIES,
+    PanopticScenes,
+    drop_annotations,
+    load_panoptic_scenes,
+)
 from vision.data.scenes import SPLITS
 from vision.data.segments import SegmentMap
 
@@ -112,7 +117,10 @@ def _scenes(
         if progress is not None:
             progress(split, done, total)
 
-    return load_panoptic_scenes(options.seed, split, count, options.cache_dir, report)
+    scenes = load_panoptic_scenes(options.seed, split, count, options.cache_dir, report)
+    if split == "train" and options.drop_annotations:
+        return drop_annotations(scenes, options.drop_annotations, options.seed)
+    return scenes
 
 
 def _coco(options: CocoPanopticOptions, split: str) -> CocoPanopticSource:

@@ -12,6 +12,7 @@ Invariant: scene `i` of a split is a function of (seed, split, i) alone, and the
 machine (see `vision.data.scenes`).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,27 @@ def load_panoptic_scenes(
             f"the cached scenes in {place} are broken ({error}); delete that folder"
         ) from error
     return PanopticScenes(**arrays)
+
+
+def drop_annotations(scenes: PanopticScenes, share: float, seed: int) -> PanopticScenes:
+    """The scenes with `share` of their segments left out: their pixels are void; images stay.
+
+    Raises:
+      ValueError: `share` is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share {share} of the annotations is not in [0, 1)")
+    # One draw a row of the tables, so that a smaller share drops a part of the same segments.
+    kept = random_of(f"panoptic annotations/{seed}").random_sample(len(scenes.labels)) >= share
+    first = scenes.offsets[:-1]
+    kept[first] = True  # void stays
+    # What each row of a scene's table is afterwards; void where it was dropped.
+    before = np.concatenate([[0], np.cumsum(kept)])
+    ids = np.empty_like(scenes.ids)
+    for index, (start, end) in enumerate(itertools.pairwise(scenes.offsets)):
+        rows = np.where(kept[start:end], before[start:end] - before[start], 0).astype(np.uint8)
+        ids[index] = rows[scenes.ids[index]]
+    return PanopticScenes(scenes.images, ids, scenes.labels[kept], before[scenes.offsets])
 
 
 def generate_panoptic_scenes(
