@@ -70,16 +70,15 @@ class Decoding:
         )
 
     def restart(self, cross: list[KeysValues], words: Tensor | None) -> None:
-        """Other images and words of the same shapes, in the same memory.
-
-        The cache stays as it is: a position is written before it is looked at.
-        """
+        """Other images and words of the same shapes, in the same memory."""
         for old, new in zip(self.cross, cross, strict=True):
             for kept, value in zip(old, new, strict=True):
                 kept.copy_(value)
         if self.words is not None and words is not None:
             self.words.copy_(words)
-        for tensor in (self.position, self.tokens, self.logprobs, self.last, self.ended):
+        # Positions to come are masked, but what a bad policy left there (NaN) would still count.
+        caches = [tensor for layer in self.cache for tensor in layer]
+        for tensor in (self.position, self.tokens, self.logprobs, self.last, self.ended, *caches):
             tensor.zero_()
 
     def without_ended(self, samples: int, position: int) -> "Decoding":

@@ -106,6 +106,13 @@ def test_recorded_steps_draw_the_same_sequences_call_after_call(
     assert Unrecorded.made == 2
 
 
+def test_a_policy_of_nan_leaves_nothing_behind(
+    graphed: TorchEngine, params: dict, images: np.ndarray, drawn_by_jax: Samples
+) -> None:
+    graphed.sample(jax.tree.map(lambda leaf: leaf * np.nan, params), images, SEEDS, 4)
+    assert_equal(graphed.sample(params, images, SEEDS, 4), drawn_by_jax)
+
+
 def test_recorded_steps_end_soon_after_every_sequence_has(
     graphed: TorchEngine, params: dict, images: np.ndarray
 ) -> None:
