@@ -6,103 +6,21 @@ learner loses nothing; on one node every reader maps the same memory.
 """
 
 import asyncio
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-WIRE_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-
-
-class WeightsError(RuntimeError):
-    """Weights that are not there, or do not match their manifest."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a published version must be.
-
-    Attributes:
-      version: the learner's step after which it was published; 0 is the initial policy.
-      dtype: 'float32' or 'bfloat16', on the wire.
-      shapes: parameter path -> shape.
-      checksum: CRC-32 over the arrays' bytes in the order of their sorted names.
-    """
-
-    version: int
-    dtype: str
-    shapes: Mapping[str, tuple[int, ...]]
-    checksum: int
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested parameter tree as {'a/b/c': array}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{path}/"))
-        else:
-            flat[path] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
-
-
-def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
-    value = 0
-    for name in sorted(arrays):
-        octets = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
-        value = zlib.crc32(octets.data, value)
-    return value
-
-
-def pack_weights(
-    version: int, params: Mapping[str, Any], dtype: str
-) -> tuple[Manifest, dict[str, np.ndarray]]:
-    """Parameters (nested, float32) as arrays of the wire dtype, with their manifest."""
-    arrays = {
-        name: np.asarray(array).astype(WIRE_DTYPES[dtype], copy=False)
-        for name, array in flatten(params).items()
-    }
-    shapes = {name: array.shape for name, array in arrays.items()}
-    return Manifest(version, dtype, shapes, _checksum(arrays)), arrays
-
-
-def unpack_weights(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameter tree in float32, checked against its manifest.
-
-    Raises:
-      WeightsError: a parameter is missing, has another shape or dtype, or the checksum differs.
-    """
-    where = f"weights version {manifest.version}"
-    if set(arrays) != set(manifest.shapes):
-        odd = sorted(set(arrays) ^ set(manifest.shapes))
-        raise WeightsError(f"{where}: parameters do not match the manifest: {odd[:3]}")
-    for name, array in arrays.items():
-        if array.shape != manifest.shapes[name] or array.dtype != WIRE_DTYPES[manifest.dtype]:
-            raise WeightsError(
-                f"{where}: {name} is {array.dtype}{list(array.shape)}, the manifest says "
-                f"{manifest.dtype}{list(manifest.shapes[name])}"
-            )
-    if _checksum(arrays) != manifest.checksum:
-        raise WeightsError(f"{where}: checksum differs from the manifest; load it again")
-    return unflatten({n: a.astype(np.float32, copy=False) for n, a in arrays.items()})
+from learner.packed_weights import (
+    Manifest,
+    VersionNotHeld,
+    WeightsUnavailable,
+    pack_weights,
+    unpack_weights,
+)
+from replay.fence import fenced
 
 
 class WeightStore:
@@ -117,13 +35,28 @@ class WeightStore:
         self._versions: dict[int, tuple[Manifest, list[ray.ObjectRef]]] = {}
         self._to_evaluate: list[int] = []
         self._changed = asyncio.Condition()
+        self._epoch: str | None = None
+
+    async def fence(self, epoch: str) -> None:
+        """A learner takes over, with the epoch that the queue gave it: see `ReplayQueue.fence`."""
+        self._epoch = epoch
 
     async def publish(
-        self, manifest: Manifest, arrays: Mapping[str, np.ndarray], last: bool = False
+        self,
+        manifest: Manifest,
+        arrays: Mapping[str, np.ndarray],
+        last: bool = False,
+        epoch: str | None = None,
     ) -> None:
-        """Takes over a version; `last` marks the run's final one, which is always evaluated."""
+        """Takes over a version; `last` marks the run's final one, which is always evaluated.
+
+        Raises:
+          LearnerFenced: the epoch is given, and not the last one.
+        """
         reference = await asyncio.to_thread(ray.put, dict(arrays))
         async with self._changed:
+            if epoch is not None and epoch != self._epoch:
+                raise fenced(epoch)
             self._forget_after(manifest.version)
             self._versions[manifest.version] = (manifest, [reference])
             due = self._evaluate_every and (manifest.version % self._evaluate_every == 0 or last)
@@ -151,11 +84,11 @@ class WeightStore:
         """A version (None: the newest): its manifest, and in a list the reference to its arrays.
 
         Raises:
-          WeightsError: it is not held.
+          VersionNotHeld: as it says.
         """
         chosen = max(self._versions, default=None) if version is None else version
         if chosen is None or chosen not in self._versions:
-            raise WeightsError(
+            raise VersionNotHeld(
                 f"weights version {version} is not held; there are {sorted(self._versions)}"
             )
         return self._versions[chosen]
@@ -192,25 +125,54 @@ class RayWeights:
         self._handle = handle
         self._timeout = timeout
         self._loaded: tuple[Manifest, dict[str, Any]] | None = None
+        self._epoch: str | None = None
 
     def _get(self, reference: Any, what: str) -> Any:
         try:
             return ray.get(reference, timeout=self._timeout)
         except GetTimeoutError as error:
-            raise WeightsError(
+            raise WeightsUnavailable(
                 f"the weight store did not answer '{what}' within {self._timeout:g} s; is its "
                 f"node overloaded or lost? The cluster has {ray.available_resources()} free"
             ) from error
         except RayActorError as error:
-            raise WeightsError(
+            raise WeightsUnavailable(
                 f"the weight store could not answer '{what}': its actor died or is out of reach. "
                 f"The run resumes from its last checkpoint. Ray says: {error}"
             ) from error
 
+    def fence(self, epoch: str) -> None:
+        """A learner takes over: what it publishes from now on carries its epoch."""
+        self._epoch = epoch
+        self._get(self._handle.fence.remote(epoch), "fence")
+
     def publish(self, version: int, params: Mapping[str, Any], dtype: str, last: bool) -> None:
-        """Publishes a version; returns when the store owns it."""
-        manifest, arrays = pack_weights(version, params, dtype)
-        self._get(self._handle.publish.remote(manifest, arrays, last), f"publish {version}")
+        """Publishes a version; returns when the store owns it.
+
+        Raises:
+          LearnerFenced: another learner has taken over.
+        """
+        self.publish_packed(*pack_weights(version, params, dtype), last, self._epoch)
+
+    def publish_packed(
+        self,
+        manifest: Manifest,
+        arrays: Mapping[str, np.ndarray],
+        last: bool,
+        epoch: str | None,
+    ) -> None:
+        """Publishes what someone else packed."""
+        call = self._handle.publish.remote(manifest, arrays, last, epoch)
+        self._get(call, f"publish {manifest.version}")
+
+    def manifest(self, version: int | None) -> Manifest:
+        """What a version is (None: the newest)."""
+        return self._get(self._handle.get.remote(version), f"get {version}")[0]
+
+    def packed(self, version: int | None) -> tuple[Manifest, Mapping[str, np.ndarray]]:
+        """A version (None: the newest) as it was published."""
+        manifest, references = self._get(self._handle.get.remote(version), f"get {version}")
+        return manifest, self._get(references[0], f"arrays of version {manifest.version}")
 
     def newest_version(self) -> int | None:
         """The highest published version."""

@@ -132,17 +132,21 @@ class EdgeClient:
           grpc.RpcError: it broke.
         """
         stream = self._channel.unary_stream(method)(request, metadata=self._token.metadata())
-        while True:
-            alarm = threading.Timer(self.peer.timeout, stream.cancel)
-            alarm.daemon = True
-            alarm.start()
-            try:
-                part = next(stream, None)
-            finally:
-                alarm.cancel()
-            if part is None:
-                return
-            yield bytes(part)
+        heard, ended = time.monotonic(), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                if time.monotonic() - heard > self.peer.timeout:
+                    stream.cancel()
+
+        threading.Thread(target=watch, name="download-watch", daemon=True).start()
+        try:
+            for part in stream:
+                heard = time.monotonic()
+                yield bytes(part)
+        finally:
+            ended.set()
+            stream.cancel()  # where it is left before its end
 
     def upload(self, method: str, parts: Iterable[bytes], timeout: float) -> bytes:
         """The answer to a stream, once.

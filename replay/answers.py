@@ -51,7 +51,7 @@ class Answers:
             if number < last.number or digest != last.digest:
                 raise WireError(f"call {number} of {caller}: its last was {last.number}")
             return await asyncio.shield(last.task)
-        answer = _Answer(number, digest, asyncio.ensure_future(compute()))  # type: ignore[arg-type]
+        answer = _Answer(number, digest, asyncio.ensure_future(compute()))
         if last is not None:
             self._forget(caller, last)
         self._by_caller[caller] = answer

@@ -16,6 +16,7 @@ from typing import TypeVar
 import grpc
 
 from protos import replay_pb2 as pb
+from protos import trajectory_pb2
 from protos.edge import MAX_MESSAGE_BYTES, Refused, Services
 from protos.trajectory import WireError, parse, read_failed, serialise
 from replay import wire
@@ -174,7 +175,8 @@ class ReplayService:
         message = parse(pb.FailRequest(), data)
         items = []
         for item in message.items:
-            failed = read_failed(f"lease {item.lease_id}", item)
+            message_of = trajectory_pb2.Failed(reason=item.reason, kind=item.kind)
+            failed = read_failed(f"lease {item.lease_id}", message_of)
             items.append((item.lease_id, failed.reason, failed.kind))
 
         async def answer() -> bytes:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from learner.weight_store import WeightsError, flatten, pack_weights, unflatten, unpack_weights
+from learner.packed_weights import WeightsError, flatten, pack_weights, unflatten, unpack_weights
 
 
 @pytest.fixture

@@ -1,0 +1,109 @@
+"""A policy as it is published: flat arrays of the wire's dtype, and a manifest to check them by.
+
+It knows nothing of Ray: learners and samplers outside of it use the same.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+WIRE_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class WeightsError(RuntimeError):
+    """Weights that are not there, or do not match their manifest."""
+
+
+class VersionNotHeld(WeightsError):
+    """The store has other versions."""
+
+
+class WeightsUnavailable(WeightsError):
+    """The store did not answer; the message says what was asked and what is known."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a published version must be.
+
+    Attributes:
+      version: the learner's step after which it was published; 0 is the initial policy.
+      dtype: 'float32' or 'bfloat16', on the wire.
+      shapes: parameter path -> shape.
+      checksum: CRC-32 over the arrays' bytes in the order of their sorted names.
+    """
+
+    version: int
+    dtype: str
+    shapes: Mapping[str, tuple[int, ...]]
+    checksum: int
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested parameter tree as {'a/b/c': array}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{path}/"))
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def checksum_of(arrays: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 over the arrays' bytes in the order of their sorted names."""
+    value = 0
+    for name in sorted(arrays):
+        octets = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+        value = zlib.crc32(octets.data, value)
+    return value
+
+
+def pack_weights(
+    version: int, params: Mapping[str, Any], dtype: str
+) -> tuple[Manifest, dict[str, np.ndarray]]:
+    """Parameters (nested, float32) as arrays of the wire dtype, with their manifest."""
+    arrays = {
+        name: np.asarray(array).astype(WIRE_DTYPES[dtype], copy=False)
+        for name, array in flatten(params).items()
+    }
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return Manifest(version, dtype, shapes, checksum_of(arrays)), arrays
+
+
+def unpack_weights(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameter tree in float32, checked against its manifest.
+
+    Raises:
+      WeightsError: a parameter is missing, has another shape or dtype, or the checksum differs.
+    """
+    where = f"weights version {manifest.version}"
+    if set(arrays) != set(manifest.shapes):
+        odd = sorted(set(arrays) ^ set(manifest.shapes))
+        raise WeightsError(f"{where}: parameters do not match the manifest: {odd[:3]}")
+    for name, array in arrays.items():
+        if array.shape != manifest.shapes[name] or array.dtype != WIRE_DTYPES[manifest.dtype]:
+            raise WeightsError(
+                f"{where}: {name} is {array.dtype}{list(array.shape)}, the manifest says "
+                f"{manifest.dtype}{list(manifest.shapes[name])}"
+            )
+    if checksum_of(arrays) != manifest.checksum:
+        raise WeightsError(f"{where}: checksum differs from the manifest; load it again")
+    return unflatten({n: a.astype(np.float32, copy=False) for n, a in arrays.items()})
