@@ -31,7 +31,7 @@ from learner.train_state import (
     make_train_step,
 )
 from protos.trajectory import ScoredGroup
-from replay.queue import Frontier, ReplayQueue, Stage
+from replay.queue import Frontier, Lease, ReplayQueue, Stage
 from vision.models.checkpoint import save_npz
 from vision.models.config import ModelConfig
 from vision.tasks.task import Task, token_names
@@ -45,8 +45,16 @@ class NothingToTrainError(RuntimeError):
     """Step after step, no group could be scored."""
 
 
+class OutOfStepError(RuntimeError):
+    """The queue gave groups of another step: some of this one are leased to nobody who knows."""
+
+
 class WeightPublisher(Protocol):
     """Where policies go."""
+
+    def fence(self, epoch: str) -> None:
+        """A learner takes over, with the queue's epoch: what others publish is refused."""
+        ...
 
     def publish(self, version: int, params: Mapping[str, Any], dtype: str, last: bool) -> None:
         """Takes a policy over; returns when it can be read."""
@@ -101,6 +109,7 @@ class Learner:
             # As many as a device trains at once.
             config.groups_per_step // (config.microbatches * config.devices),
         )
+        self._epoch: str | None = None
         self._dropped = 0
         self._empty_steps = 0
         self.status: dict[str, Any] = {"step": 0, "steps": config.steps, "state": "starting"}
@@ -111,6 +120,8 @@ class Learner:
         Raises:
           NonFiniteError: NaN or inf in loss or gradients, with the batch's ordinals.
           CheckpointError: the run directory cannot be written, or holds another run.
+          LearnerFenced: another learner has taken over.
+          OutOfStepError: in ordered mode, groups of another step.
         """
         directory = self._run_directory / CHECKPOINTS_DIRECTORY
         keep, names = self._config.keep_checkpoints, token_names(self._task)
@@ -122,10 +133,12 @@ class Learner:
                 self._save(checkpoints, state, policies, frontier)
                 checkpoints.wait()
             with MetricsWriter(self._run_directory, first) as metrics:
+                self._epoch = self._queue.fence()
+                self._weights.fence(self._epoch)
                 for version, params in policies:
                     last = version == self._config.steps
                     self._weights.publish(version, params, self._config.weights_dtype, last)
-                self._queue.restart(frontier)
+                self._queue.restart(frontier, self._epoch)
                 self._loop(state, policies, checkpoints, metrics, stop)
         return self.status
 
@@ -168,7 +181,7 @@ class Learner:
             last = done == config.steps
             if last or done % config.publish_every == 0:
                 self._publish(done, state.params, policies, last)
-            self._queue.ack([group.ordinal for group in groups])
+            self._queue.ack([group.ordinal for group in groups], epoch=self._epoch)
             rate = config.optimizer.learning_rate * float(self._schedule(done - 1))
             # A part must not take the place of a metric of ours.
             fetched = reward_parts(groups) | fetched | self._staleness(done - 1, groups)
@@ -203,7 +216,10 @@ class Learner:
             if stop.requested:
                 return None
             self._queue.renew(list(held.values()))
-            leases = self._queue.lease(Stage.TO_TRAIN, wanted - len(groups), None, WORKER, wait=0.5)
+            leases = self._queue.lease(
+                Stage.TO_TRAIN, wanted - len(groups), None, WORKER, wait=0.5, epoch=self._epoch
+            )
+            self._check_in_step(step, leases)
             stale = []
             for lease in leases:
                 if lease.ordinal in held:  # its lease ran out here: it is in the batch already
@@ -216,8 +232,24 @@ class Learner:
                     groups.append(TrainingGroup(lease.ordinal, scored, lease.reasons))
             if stale:
                 self._dropped += len(stale)
-                self._queue.ack([], dropped=stale)
+                self._queue.ack([], dropped=stale, epoch=self._epoch)
         return sorted(groups, key=lambda group: group.ordinal)
+
+    def _check_in_step(self, step: int, leases: list[Lease]) -> None:
+        """A lease whose answer was lost would otherwise make this step train the next one's groups.
+
+        The step's own groups are then leased to this learner without its knowledge.
+        """
+        if self._max_staleness is not None:  # async mode: a step is what is ready
+            return
+        wanted = self._config.groups_per_step
+        first, end = step * wanted, (step + 1) * wanted
+        odd = [lease.ordinal for lease in leases if not first <= lease.ordinal < end]
+        if odd:
+            raise OutOfStepError(
+                f"step {step} trains ordinals {first} .. {end - 1}, and the queue gave {odd[:4]}: "
+                "an answer of the queue was lost. Resume the run from its last checkpoint"
+            )
 
     def _check_something_to_train(
         self, step: int, groups: list[TrainingGroup], batch: GroupBatch

@@ -1,0 +1,98 @@
+"""The learner trains its own step's groups, as long as it is the run's learner."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deploy.config import RunConfig
+from learner.stop import StopRequest
+from learner.tune import Learner, OutOfStepError
+from replay.config import QueueConfig
+from replay.queue import Frontier, LearnerFenced, Lease, Stage
+from tests.unit.test_replay_contract import advance, memory
+from vision.models.sequence import init_params
+from vision.tasks.registry import build_task
+
+
+class Publisher:
+    """Says what was published, and by whom."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def fence(self, epoch):
+        self.said.append(epoch)
+
+    def publish(self, version, params, dtype, last):
+        self.said.append(version)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_values):
+    config = RunConfig.model_validate(tiny_values)
+    task = build_task(config.task)
+    model = config.model.build(task)
+    return config, task, model, init_params(model, seed=1)
+
+
+def make(parts, queue, directory: Path, publisher=None, max_staleness=None) -> Learner:
+    config, task, model, initial = parts
+    return Learner(
+        task=task,
+        model_config=model,
+        config=config.learner,
+        queue=queue,
+        weights=publisher or Publisher(),
+        run_directory=directory,
+        initial=initial,
+        identity="tests",
+        max_staleness=max_staleness,
+        kept_policies=1,
+    )
+
+
+def settings() -> QueueConfig:
+    return QueueConfig(groups_per_step=4, block=2, lag=1)
+
+
+def test_groups_of_another_step_are_refused_before_anything_is_trained(parts, tmp_path):
+    with memory() as open_queue:
+        queue = open_queue(settings())
+
+        class Lossy:
+            """Of the first lease for training the answer is lost."""
+
+            lost: list[Lease] | None = None
+
+            def __getattr__(self, method):
+                return getattr(queue, method)
+
+            def lease(self, stage, n, ttl, worker, wait=0.0, epoch=None):
+                for _ in range(2):
+                    for part in (Stage.TO_SAMPLE, Stage.TO_SCORE):
+                        advance(queue, part, 9)
+                if self.lost is None:
+                    self.lost = queue.lease(stage, n, ttl, worker, wait, epoch)
+                return queue.lease(stage, n, ttl, worker, wait, epoch)
+
+        publisher = Publisher()
+        learner = make(parts, Lossy(), tmp_path, publisher)
+        with pytest.raises(OutOfStepError, match=r"ordinals 0 \.\. 3, and the queue gave \[4, 5"):
+            learner.run(StopRequest())
+        assert queue.frontier() == Frontier()
+    # The epoch was known before anything was published with it.
+    assert [type(said) for said in publisher.said] == [str, int]
+
+
+def test_a_learner_whose_place_is_taken_ends_and_changes_nothing(parts, tmp_path):
+    with memory() as open_queue, ThreadPoolExecutor(1) as pool:
+        queue, stop = open_queue(settings()), StopRequest()
+        learner = make(parts, queue, tmp_path)
+        running = pool.submit(learner.run, stop)
+        while learner.status["state"] != "waiting":
+            assert not running.done(), running.result()
+        new = queue.fence()
+        with pytest.raises(LearnerFenced, match="another one has taken over"):
+            running.result(timeout=60)
+        queue.restart(Frontier(), new)
