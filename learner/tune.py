@@ -5,6 +5,7 @@ this order: a group that is acked has been trained, and the policy that its ack 
 there to be sampled with.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -172,6 +173,8 @@ class Learner:
             state, values = self._train_step(state, batch, frozen)
             fetched = {name: float(value) for name, value in values.items()}
             check_finite(fetched, done, [group.ordinal for group in groups])
+            # Means and maxima of nothing; status.json has no way to write them.
+            fetched = {name: value for name, value in fetched.items() if math.isfinite(value)}
             done += 1
             trained = time.monotonic()
             if self._measures_lagged(done, batch):
