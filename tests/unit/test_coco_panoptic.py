@@ -65,6 +65,16 @@ def test_any_map_survives_its_files(tmp_path_factory, seed, rows):
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
+def test_two_images_whose_segments_would_share_a_file_are_refused(tmp_path):
+    segments = SegmentMap(np.zeros((2, 2), np.int32), np.zeros(1, np.int32), np.zeros(1, bool))
+    images = [(1, "day/a.jpg", segments), (2, "b.jpg", segments), (3, "night/a.png", segments)]
+    with pytest.raises(
+        AnnotationError, match=r"'day/a\.jpg' and 'night/a\.png' \(image 3\).*a\.png"
+    ):
+        write_panoptic(tmp_path / "truth.json", tmp_path / "png", [], images)
+    assert not (tmp_path / "truth.json").exists()
+
+
 def test_coco_itself_is_read(shared_data):
     folder = shared_data / "coco_panoptic_2"
     read = load_panoptic(folder / "panoptic_examples.json", folder / "panoptic_examples")

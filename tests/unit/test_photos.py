@@ -1,5 +1,6 @@
 """Crops of the quick start's photos, and folders of images."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from protos.trajectory import Ticket
 from vision.data import photos
 from vision.data.config import FolderOptions, PhotosOptions
 from vision.data.images import ImageError
@@ -117,6 +119,18 @@ def test_a_folder_gives_its_image_files_by_their_path(folder):
     assert shapes == [(1, 1, 3), (10, 14, 3), (10, 14, 3)]
     with pytest.raises(KeyError, match=r"no example 'c\.png'.*a\.bmp"):
         source.load("c.png")
+
+
+def test_a_name_that_is_not_utf8_gives_an_id_that_can_travel(folder):
+    os.rename(folder / "a.bmp", os.fsencode(folder) + b"/caf\xe9.bmp")
+    source = open_images(FolderOptions(train=folder), "train")
+    assert source.example_ids == ["b.PNG", "caf\\udce9.bmp", "sub/gray.jpg"]
+    assert source.load("caf\\udce9.bmp").shape == (1, 1, 3)
+    ticket = Ticket(0, source.example_ids[1], 1, 2, None)
+    assert Ticket.from_bytes(ticket.to_bytes()) == ticket
+    (folder / "caf\\udce9.bmp").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"two files have the id .*caf.*rename one"):
+        open_images(FolderOptions(train=folder), "train")
 
 
 def test_links_are_followed_and_a_link_back_counts_nothing_twice(folder, tmp_path_factory):

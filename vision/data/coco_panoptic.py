@@ -188,12 +188,22 @@ def write_panoptic(
       path: of the JSON.
       folder: of the PNGs; made if it is not there.
       images: (image id, file name of the image, segments).
+
+    Raises:
+      AnnotationError: two images differ in folder or suffix alone, so that both need one PNG.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries, annotations = [], []
+    owners: dict[str, str] = {}
     for image_id, name, segments in images:
         ids = np.where(segments.labels > 0, np.arange(1, len(segments.labels) + 1), 0)[segments.ids]
         png = f"{Path(name).stem}.png"
+        if png in owners:
+            raise AnnotationError(
+                f"{path}: the images {owners[png]!r} and {name!r} (image {image_id}) would both "
+                f"have their segments in {folder / png}; give them names that differ"
+            )
+        owners[png] = name
         channels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
         Image.fromarray(channels).save(folder / png)
         height, width = ids.shape

@@ -89,7 +89,10 @@ class PhotoCrops:
 
 
 class ImageFolder:
-    """The image files below a folder, by their path in it."""
+    """The image files below a folder, by their path in it.
+
+    Ids travel as UTF-8: what of a name is none stands in its id as escapes, such as `\\udcff`.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -97,7 +100,15 @@ class ImageFolder:
         paths = sorted(_image_files(folder))
         if not paths:
             raise ImageError(f"the folder {folder} holds no image file ({', '.join(SUFFIXES)})")
-        self._files = {path.relative_to(folder).as_posix(): path for path in paths}
+        self._files: dict[str, Path] = {}
+        for path in paths:
+            name = path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
+            if name in self._files:
+                raise ImageError(
+                    f"{folder}: two files have the id {name!r}, one by a name that is not UTF-8; "
+                    "rename one"
+                )
+            self._files[name] = path
         self.example_ids: Sequence[str] = list(self._files)
 
     def load(self, example_id: str) -> np.ndarray:
