@@ -17,7 +17,7 @@ from rewards.combine import RewardLoadError, load_reward
 from rewards.judge import judge_group
 from vision.tasks.boxes import Boxes, Detections
 from vision.tasks.import_path import ImportPathError
-from vision.tasks.registry import OwnTaskConfig, build_task, prepare_task
+from vision.tasks.registry import OwnTaskConfig, OwnTaskError, build_task, prepare_task
 from vision.tasks.task import Example
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -138,6 +138,25 @@ def test_a_class_that_is_no_task_is_named_before_its_data_is_prepared(beside_the
     config = OwnTaskConfig(kind="number_task:DigitsReward")
     with pytest.raises(ImportPathError, match="DigitsReward has no prepare; "):
         prepare_task(config, lambda what, done, total: None)
+
+
+class BrokenTask:
+    """Raises where it is made ready, and nothing that the command line knows."""
+
+    def __init__(self, path):
+        self.table = {}[path]
+
+    @classmethod
+    def prepare(cls, config, progress):
+        raise LookupError("no table")
+
+
+def test_what_an_own_task_raises_is_named_with_its_path(beside_the_example):
+    kind = f"{__name__}:BrokenTask"
+    with pytest.raises(OwnTaskError, match=rf"task '{kind}' with .*'nowhere'.*KeyError.*test_exa"):
+        build_task({"kind": kind, "options": {"path": "nowhere"}})
+    with pytest.raises(OwnTaskError, match=rf"task '{kind}', prepare: LookupError: no table"):
+        prepare_task(OwnTaskConfig(kind=kind), lambda what, done, total: None)
 
 
 @pytest.mark.parametrize("example", ["remote_reward.yaml", "human_reward.yaml"])

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from vision.tasks.captioning import CaptioningConfig, CaptioningTask
 from vision.tasks.colorization import ColorizationConfig, ColorizationTask
 from vision.tasks.detection import DetectionConfig, DetectionTask
+from vision.tasks.errors import describe
 from vision.tasks.import_path import ImportPathError, check_options, find_class
 from vision.tasks.panoptic import PanopticConfig, PanopticTask
 from vision.tasks.task import Task
@@ -57,12 +58,17 @@ class UnknownTaskError(ValueError):
     """A config names a kind of task that does not exist."""
 
 
+class OwnTaskError(ValueError):
+    """A task of one's own raised where it is made ready; names it, what it raised and where."""
+
+
 def build_task(config: TaskConfig | Mapping[str, Any]) -> Task:
     """The task of a config, which may still be plain values as read from YAML.
 
     Raises:
       UnknownTaskError: no task of that kind.
       ImportPathError: the class of an own task cannot be had, or does not take the options.
+      OwnTaskError: its constructor raised.
       pydantic.ValidationError: a value that the task's config does not take.
     """
     kind = str(config.get("kind") if isinstance(config, Mapping) else config.kind)
@@ -81,12 +87,22 @@ def build_task(config: TaskConfig | Mapping[str, Any]) -> Task:
 
 
 def prepare_task(config: TaskConfig, progress: Callable[[str, int, int], None]) -> None:
-    """Makes what a task's data needs at first use; see `Task.prepare`."""
-    own = isinstance(config, OwnTaskConfig)
-    task_class = _own_class(config.kind) if own else KINDS[config.kind][1]
-    if own and not callable(getattr(task_class, "prepare", None)):
+    """Makes what a task's data needs at first use; see `Task.prepare`.
+
+    Raises:
+      ImportPathError: the class of an own task cannot be had, or has no `prepare`.
+      OwnTaskError: that raised.
+    """
+    if not isinstance(config, OwnTaskConfig):
+        KINDS[config.kind][1].prepare(config, progress)
+        return
+    task_class = _own_class(config.kind)
+    if not callable(getattr(task_class, "prepare", None)):
         raise ImportPathError(_lacks(config.kind, task_class.__name__, ["prepare"]))
-    task_class.prepare(config, progress)
+    try:
+        task_class.prepare(config, progress)
+    except Exception as error:
+        raise OwnTaskError(f"task {config.kind!r}, prepare: {describe(error)}") from error
 
 
 def _own_class(kind: str) -> Any:
@@ -96,7 +112,12 @@ def _own_class(kind: str) -> Any:
 def _build_own(config: OwnTaskConfig) -> Task:
     task_class = _own_class(config.kind)
     check_options("task", config.kind, task_class, config.options)
-    task: Task = task_class(**config.options)
+    try:
+        task: Task = task_class(**config.options)
+    except Exception as error:
+        raise OwnTaskError(
+            f"task {config.kind!r} with options {config.options}: {describe(error)}"
+        ) from error
     missing = sorted(name for name in _task_members() if not hasattr(task, name))
     if missing:
         raise ImportPathError(_lacks(config.kind, type(task).__name__, missing))
