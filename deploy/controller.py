@@ -224,17 +224,23 @@ class Controller:
         return status
 
     def _report_end(self) -> None:
-        """The last status, when no worker is left: what the queue held then, and how it ended."""
+        """The last status, when no worker is left: what the queue held then, and how it ended.
+
+        Raises nothing: what ended the run is more important, and may be the cause.
+        """
         if self._stats is None:
             return
-        status = self._status(self._stats)
-        if self._workers[0].finished is None:
-            status["state"] = "failed"
         try:
-            write_status(Path(self._config.directory), status)
-        except OSError as error:  # what ended the run is more important, such as a full disk
-            logger.warning("the last status cannot be written: %s", error)
-        self._on_status(status)
+            status = self._status(self._stats)
+            if self._workers[0].finished is None:
+                status["state"] = "failed"
+            try:
+                write_status(Path(self._config.directory), status)
+            except OSError as error:  # such as a full disk
+                logger.warning("the last status cannot be written: %s", error)
+            self._on_status(status)
+        except Exception:
+            logger.exception("the last status cannot be told")
 
     def _replace_silent(self, stats: Stats) -> None:
         """A worker whose leases ran out, or that does not answer, is stopped or stuck.
