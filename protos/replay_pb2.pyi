@@ -241,7 +241,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("stages", "out", "window", "room", "acked", "dropped", "finished", "quarantined", "redelivered", "expired", "expired_by_worker", "too_late", "last_reasons")
+    __slots__ = ("stages", "out", "window", "room", "acked", "dropped", "finished", "quarantined", "redelivered", "expired", "expired_by_worker", "too_late", "last_reasons", "closed")
     class StageStats(_message.Message):
         __slots__ = ("stage", "ready", "leased", "oldest_wait", "wait_p50", "wait_p95")
         STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +277,7 @@ class GetStatsResponse(_message.Message):
     EXPIRED_BY_WORKER_FIELD_NUMBER: _ClassVar[int]
     TOO_LATE_FIELD_NUMBER: _ClassVar[int]
     LAST_REASONS_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     stages: _containers.RepeatedCompositeFieldContainer[GetStatsResponse.StageStats]
     out: int
     window: int
@@ -290,7 +291,8 @@ class GetStatsResponse(_message.Message):
     expired_by_worker: _containers.ScalarMap[str, int]
     too_late: int
     last_reasons: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, stages: _Optional[_Iterable[_Union[GetStatsResponse.StageStats, _Mapping]]] = ..., out: _Optional[int] = ..., window: _Optional[int] = ..., room: _Optional[int] = ..., acked: _Optional[int] = ..., dropped: _Optional[int] = ..., finished: bool = ..., quarantined: _Optional[int] = ..., redelivered: _Optional[int] = ..., expired: _Optional[int] = ..., expired_by_worker: _Optional[_Mapping[str, int]] = ..., too_late: _Optional[int] = ..., last_reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+    closed: bool
+    def __init__(self, stages: _Optional[_Iterable[_Union[GetStatsResponse.StageStats, _Mapping]]] = ..., out: _Optional[int] = ..., window: _Optional[int] = ..., room: _Optional[int] = ..., acked: _Optional[int] = ..., dropped: _Optional[int] = ..., finished: bool = ..., quarantined: _Optional[int] = ..., redelivered: _Optional[int] = ..., expired: _Optional[int] = ..., expired_by_worker: _Optional[_Mapping[str, int]] = ..., too_late: _Optional[int] = ..., last_reasons: _Optional[_Iterable[str]] = ..., closed: bool = ...) -> None: ...
 
 class GetQuarantineRequest(_message.Message):
     __slots__ = ()

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
@@ -147,7 +148,7 @@ class MemoryReplayQueue:
         """See `ReplayQueue.stats`."""
         stats = self._state.stats(self._clock())
         self._serve()
-        return stats
+        return replace(stats, closed=self._closed)
 
     async def quarantine(self) -> list[Quarantined]:
         """See `ReplayQueue.quarantine`."""

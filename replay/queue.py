@@ -155,6 +155,7 @@ class Stats:
       quarantined, redelivered, expired, too_late: events since this queue started.
       expired_by_worker: expired leases by their worker: one that rises is dead, stopped or stuck.
       last_reasons: why the latest deliveries failed, newest last.
+      closed: the run is over.
     """
 
     stages: Mapping[Stage, StageStats]
@@ -170,6 +171,7 @@ class Stats:
     expired_by_worker: Mapping[str, int]
     too_late: int
     last_reasons: tuple[str, ...]
+    closed: bool = False
 
 
 class ReplayQueue(Protocol):

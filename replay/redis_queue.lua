@@ -569,7 +569,8 @@ function operations.stats()
   return {'ok', {stages, call('HLEN', key('items')), run.window,
                  whole(run.next_unacked + call('ZCARD', key('acked'))), whole(run.dropped),
                  whole(made_up_for()), run.total and whole(run.total) or false, counters,
-                 call('HGETALL', key('expired')), call('LRANGE', key('reasons'), 0, -1)}}
+                 call('HGETALL', key('expired')), call('LRANGE', key('reasons'), 0, -1),
+                 run.closed == 1 and 1 or 0}}
 end
 
 local arguments = {}

@@ -156,9 +156,10 @@ class RedisReplayQueue:
 
     def stats(self) -> Stats:
         """See `ReplayQueue.stats`."""
-        stages, out, window, acked, dropped, made_up_for, total, counters, expired, reasons = (
+        stages, out, window, acked, dropped, made_up_for, total, counters, expired, *rest = (
             self._call("stats")
         )
+        reasons, closed = rest
         quarantined, redelivered, expired_count, too_late = counters
         return Stats(
             stages={
@@ -179,6 +180,7 @@ class RedisReplayQueue:
             },
             too_late=too_late,
             last_reasons=tuple(reason.decode() for reason in reasons),
+            closed=bool(closed),
         )
 
     def quarantine(self) -> list[Quarantined]:

@@ -143,6 +143,7 @@ def stats_message(stats: Stats) -> pb.GetStatsResponse:
         expired_by_worker=dict(stats.expired_by_worker),
         too_late=stats.too_late,
         last_reasons=stats.last_reasons,
+        closed=stats.closed,
     )
 
 
@@ -167,6 +168,7 @@ def read_stats(message: pb.GetStatsResponse) -> Stats:
         expired_by_worker=dict(message.expired_by_worker),
         too_late=message.too_late,
         last_reasons=tuple(message.last_reasons),
+        closed=message.closed,
     )
 
 

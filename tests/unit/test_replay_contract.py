@@ -318,6 +318,8 @@ def test_closing_ends_waits_and_lets_workers_finish(open_queue):
         queue.lease("to_sample", 1, None, "s")
     assert queue.complete([(g.id, b"sampled") for g in sampling]) == [Completion.DONE] * 2
     assert queue.frontier() == Frontier()
+    assert queue.stats().closed
+    assert not open_queue(config()).stats().closed
 
 
 def test_a_restart_mints_anew_what_was_not_acked(open_queue):
