@@ -138,8 +138,8 @@ def test_a_group_does_not_depend_on_the_groups_beside_it(
 def test_sample_k_does_not_depend_on_how_many_are_drawn(
     engine: Engine, sampled: Samples, ending: dict, images: np.ndarray
 ) -> None:
-    fewer = engine.sample(ending, images, np.arange(16, dtype=np.uint64), 2)
-    np.testing.assert_array_equal(fewer.tokens, sampled.tokens[:, :2])
+    fewer = engine.sample(ending, images[:4], np.arange(4, dtype=np.uint64), 2)
+    np.testing.assert_array_equal(fewer.tokens, sampled.tokens[:4, :2])
 
 
 def test_the_same_seeds_give_the_same_bits(
