@@ -229,6 +229,9 @@ def test_cached_scenes_equal_generated_ones_and_are_not_made_twice(
     (place / "captions.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match=place.name):
         load_caption_scenes(0, "train", 6, tmp_path)
+    np.save(place / "captions.npy", np.frombuffer(b'[["cut sh', np.uint8))
+    with pytest.raises(ValueError, match=rf"{place.name} are broken .*delete that folder"):
+        load_caption_scenes(0, "train", 6, tmp_path)
     with pytest.raises(ValueError, match=r"'val'.*validation"):
         load_caption_scenes(0, "val", 6, tmp_path)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.data.array_cache import cache_root, write_arrays
+from vision.data.array_cache import broken_cache, cache_root, cached_arrays
 from vision.data.scenes import (
     FINE,
     INK,
@@ -114,19 +114,26 @@ def load_caption_scenes(
         raise ValueError(f"unknown split {split!r} of the scenes: one of {', '.join(SPLITS)}")
     name = f"caption-scenes-v{GENERATOR_VERSION}-seed{seed}-{split}-{count}"
     place = cache_root(cache_dir) / name
-    if not place.is_dir():
+
+    def generate() -> _Stored:
         scenes = generate_caption_scenes(seed, split, count, progress)
         text = json.dumps([list(captions) for captions in scenes.captions])
-        captions = np.frombuffer(text.encode(), np.uint8)
-        write_arrays({"images": scenes.images, "captions": captions}, place)
+        return _Stored(scenes.images, np.frombuffer(text.encode(), np.uint8))
+
+    stored = _Stored(**cached_arrays(place, ("images", "captions"), ("images",), generate))
     try:
-        images = np.load(place / "images.npy", mmap_mode="r")
-        stored = json.loads(np.load(place / "captions.npy").tobytes())
-    except (ValueError, EOFError, FileNotFoundError) as error:
-        raise ValueError(
-            f"the cached scenes in {place} are broken ({error}); delete that folder"
-        ) from error
-    return CaptionScenes(images, [tuple(captions) for captions in stored])
+        captions = json.loads(stored.captions.tobytes())
+    except ValueError as error:
+        raise broken_cache(place, error) from error
+    return CaptionScenes(stored.images, [tuple(five) for five in captions])
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """As they are cached: the captions as UTF-8 JSON, [N] uint8."""
+
+    images: np.ndarray
+    captions: np.ndarray
 
 
 def generate_caption_scenes(

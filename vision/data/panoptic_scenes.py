@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.data.array_cache import cache_root, write_arrays
+from vision.data.array_cache import cache_root, cached_arrays
 from vision.data.coco_panoptic import Category
 from vision.data.images import load_rgb
 from vision.data.scenes import (
@@ -90,9 +90,6 @@ class PanopticScenes:
         return SegmentMap(self.ids[index].astype(np.int32), labels, np.zeros(len(labels), bool))
 
 
-_ARRAYS = ("images", "ids", "labels", "offsets")
-
-
 def load_panoptic_scenes(
     seed: int,
     split: str,
@@ -114,20 +111,14 @@ def load_panoptic_scenes(
         raise ValueError(f"unknown split {split!r} of the scenes: one of {', '.join(SPLITS)}")
     name = f"panoptic-scenes-v{GENERATOR_VERSION}-seed{seed}-{split}-{count}"
     place = cache_root(cache_dir) / name
-    if not place.is_dir():
-        scenes = generate_panoptic_scenes(seed, split, count, progress)
-        write_arrays({array: getattr(scenes, array) for array in _ARRAYS}, place)
-    try:
-        mapped = ("images", "ids")
-        arrays = {
-            array: np.load(place / f"{array}.npy", mmap_mode="r" if array in mapped else None)
-            for array in _ARRAYS
-        }
-    except (ValueError, EOFError, FileNotFoundError) as error:
-        raise ValueError(
-            f"the cached scenes in {place} are broken ({error}); delete that folder"
-        ) from error
-    return PanopticScenes(**arrays)
+    return PanopticScenes(
+        **cached_arrays(
+            place,
+            ("images", "ids", "labels", "offsets"),
+            ("images", "ids"),
+            lambda: generate_panoptic_scenes(seed, split, count, progress),
+        )
+    )
 
 
 def drop_annotations(scenes: PanopticScenes, share: float, seed: int) -> PanopticScenes:

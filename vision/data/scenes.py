@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.data.array_cache import cache_root, write_arrays
+from vision.data.array_cache import cache_root, cached_arrays
 from vision.data.images import load_rgb
 
 SIDE = 48  # pixels
@@ -96,18 +96,12 @@ def load_scenes(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of the scenes: one of {', '.join(SPLITS)}")
     place = cache_root(cache_dir) / f"scenes-v{GENERATOR_VERSION}-seed{seed}-{split}-{count}"
-    if not place.is_dir():
-        _write(generate_scenes(seed, split, count, progress), place)
-    try:
-        arrays = {
-            name: np.load(place / f"{name}.npy", mmap_mode="r" if name == "images" else None)
-            for name in ("images", "boxes", "labels", "offsets")
-        }
-    except (ValueError, EOFError, FileNotFoundError) as error:
-        raise ValueError(
-            f"the cached scenes in {place} are broken ({error}); delete that folder"
-        ) from error
-    return SceneSplit(**arrays)
+    names = ("images", "boxes", "labels", "offsets")
+    return SceneSplit(
+        **cached_arrays(
+            place, names, ("images",), lambda: generate_scenes(seed, split, count, progress)
+        )
+    )
 
 
 def generate_scenes(
@@ -166,11 +160,6 @@ def drop_annotations(scenes: SceneSplit, share: float, seed: int) -> SceneSplit:
 def _uniform(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
-
-
-def _write(scenes: SceneSplit, place: Path) -> None:
-    names = ("images", "boxes", "labels", "offsets")
-    write_arrays({name: getattr(scenes, name) for name in names}, place)
 
 
 def read_photos(split: str) -> list[np.ndarray]:
