@@ -15,6 +15,7 @@ from deploy.config import RunConfig
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
+EVALUATION_FILE = "evaluation.json"
 LOCK_FILE = ".lock"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from deploy.checks import check_split, check_stage_one, check_tune
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
-from deploy.run_directory import open_run_directory, write_atomically
+from deploy.run_directory import EVALUATION_FILE, open_run_directory, write_atomically
 from learner.config import StageOneConfig
 from learner.progress import ProgressDisplay
 from learner.stop import StopRequest, TrainingInterrupted
@@ -101,7 +101,7 @@ class _HeldOut:
 
     def write(self, directory: Path, trained: Any) -> None:
         """Leaves `evaluation.json`, unless the run had been finished before and left it."""
-        path = directory / "evaluation.json"
+        path = directory / EVALUATION_FILE
         if not self._last:
             if path.exists():
                 return

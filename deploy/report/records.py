@@ -10,6 +10,7 @@ from deploy.config import RunConfig
 from deploy.reward_hacking import comparable
 from deploy.run_directory import (
     CONFIG_FILE,
+    EVALUATION_FILE,
     STATUS_FILE,
     RunDirectoryError,
     read_run,
@@ -71,10 +72,18 @@ def read_records(directory: Path) -> RunRecords:
     """Reads what is there.
 
     Raises:
-      RunDirectoryError: there is no run, or it has left no policy and no metrics.
+      RunDirectoryError: there is no run, it trained stage I, which is no policy, or it has left no
+        policy and no metrics.
       ValueError: a file is broken in the middle.
     """
     config = read_run(directory)
+    if config.stage_one is not None and not (directory / STATUS_FILE).exists():
+        raise RunDirectoryError(
+            f"{directory} trained stage I, code words and no policy, so that there is nothing to "
+            f"judge before and after. Its held-out metrics stand in {EVALUATION_FILE}, its curves "
+            f"in {METRICS_FILE} and tensorboard/; report the run of stage II that reads its "
+            f"{FINAL_FILE}"
+        )
     missing = []
     metrics: list[dict[str, Any]] = []
     if (directory / METRICS_FILE).exists():

@@ -8,6 +8,9 @@ from pydantic import ValidationError
 from deploy.checks import check_tune
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
+from deploy.report import write_report
+from deploy.report.analyze import analyze_run
+from deploy.run_directory import RunDirectoryError
 from deploy.runs import run_pretrain
 from vision.models.arrays import CheckpointMismatch
 from vision.models.uvim_checkpoint import load_stage_one
@@ -73,6 +76,15 @@ def test_a_stage_one_run_leaves_weights_and_its_held_out_metrics(finished):
     assert record["examples"] == 4
     for name in ("PQ", "loss", "words_used", "perplexity"):
         assert name in record
+
+
+def test_a_stage_one_run_has_no_policy_to_report_and_says_what_it_has(finished):
+    _, path = finished
+    for command in (write_report, analyze_run):
+        with pytest.raises(RunDirectoryError, match=r"trained stage I.*evaluation\.json.*stage II"):
+            command(path.parent)
+    assert (path.parent / "evaluation.json").exists()
+    assert not (path.parent / "report.html").exists()
 
 
 def test_a_finished_run_is_not_trained_again(finished):
