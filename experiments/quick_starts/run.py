@@ -72,9 +72,34 @@ def run_likelihood(task: str, seed: int, rate: str) -> dict[str, Any]:
     }
 
 
-def judge(task: str, checkpoint: Path) -> dict[str, Any]:
+def run_complete() -> dict[str, Any]:
+    """The same with complete annotations from stage I on: before, tuned, likelihood continued."""
+    complete = [f"runs={RUNS}", "task.data.drop_annotations=0.0"]
+    commands: dict[str, list[str]] = {}
+
+    def made(name: str, arguments: list[str]) -> Path:
+        commands[name] = [*arguments, f"name={name}", *complete]
+        rewardtune(commands[name])
+        return RUNS / name / "final.npz"
+
+    presets = "configs/quickstart/panoptic"
+    first = made("complete_stage_one", ["pretrain", f"{presets}_stage_one.yaml"])
+    complete.append(f"task.stage_one.checkpoint={first}")
+    start = made("complete_pretrain", ["pretrain", f"{presets}_pretrain.yaml"])
+    rates = ["learner.optimizer.learning_rate=1.0e-4", "learner.optimizer.schedule=cosine"]
+    tuned = made("complete_pq", ["tune", CONFIGS["panoptic"], f"initial={start}", *rates])
+    more = ["pretrain", f"{presets}_pretrain.yaml", f"initial={start}", "initial_encoder=null"]
+    more += [f"pretrain.steps={LIKELIHOOD_STEPS}", "pretrain.optimizer.learning_rate=3.0e-4"]
+    likelihood = made("complete_likelihood", more)
+    rows = {"before": start, "tuned": tuned, "likelihood": likelihood}
+    judged = {name: judge("panoptic", checkpoint, complete) for name, checkpoint in rows.items()}
+    shown = {name: " ".join(["rewardtune", *arguments]) for name, arguments in commands.items()}
+    return {"commands": shown, "rows": judged, "test": judged["tuned"]["test"]}
+
+
+def judge(task: str, checkpoint: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Metrics of greedy decoding on both held-out splits."""
-    arguments = [CONFIGS[task], "--checkpoint", str(checkpoint), "--split"]
+    arguments = [CONFIGS[task], *overrides, "--checkpoint", str(checkpoint), "--split"]
     return {split: evaluate([*arguments, split]) for split in ("validation", "test")}
 
 
@@ -91,6 +116,7 @@ def main(names: Sequence[str]) -> None:
                 seed,
                 rate,
             )
+    runs["panoptic_complete"] = (run_complete,)
     for name in names or list(runs):
         if name not in runs:
             raise SystemExit(f"unknown experiment {name!r}: one of {list(runs)}")
