@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ Handler = Callable[[bytes], Awaitable[bytes]]
 
 class EdgeError(ValueError):
     """A setting of an edge that cannot work, and what would."""
+
+
+BUSY_KEY = "rewardtune-busy"
+"""Trailing metadata of a call that was refused because too many are open: ask again later."""
 
 
 class Refused(Exception):
@@ -111,6 +116,44 @@ def _read(name: str, path: Path | str) -> bytes:
         raise EdgeError(f"{name} {path} cannot be read: {error.strerror}") from error
 
 
+def is_busy(error: Any) -> bool:
+    """Whether a call's `grpc.RpcError` says that the server has too many open: ask again later."""
+    return any(key == BUSY_KEY for key, _ in error.trailing_metadata() or ())
+
+
+def join_address(host: str, port: int) -> str:
+    """HOST:PORT; an IPv6 address stands in brackets, here as everywhere."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host, without brackets, and port of HOST:PORT; raises `EdgeError` where it is none."""
+    host, colon, port = address.rpartition(":")
+    if not host or not colon or not port.isdecimal():
+        raise EdgeError(f"the address is {address!r}; it must be HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], int(port)
+    if host.count(":") > 1 and "[" not in host:
+        raise EdgeError(f"the address is {address!r}; an IPv6 host stands in brackets: [::1]:50061")
+    return host, int(port)
+
+
+def check_token_is_private(address: str, encrypted: bool, insecure: bool) -> None:
+    """Raises `EdgeError` where a bearer token would cross a network that anybody may read.
+
+    Args:
+      address: where it is sent.
+      encrypted: by TLS.
+      insecure: the config says that it may: something else encrypts, or the network is trusted.
+    """
+    host, _ = split_address(address)
+    if not (encrypted or insecure or is_loopback(host)):
+        raise EdgeError(
+            f"the token for {address} would travel in plain text: set tls: true or ca_file, or "
+            "insecure: true where the network between is trusted"
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it."""
     try:
@@ -129,6 +172,7 @@ class EdgeOptions:
       token: what callers must send as `authorization: Bearer TOKEN`; None: anybody may call.
       certificate, key: PEM files; both: TLS.
       client_ca: PEM certificates; clients must show one that they signed (mutual TLS).
+      most_calls: that may be open at a time; others are told to ask again.
     """
 
     host: str = "127.0.0.1"
@@ -137,6 +181,7 @@ class EdgeOptions:
     certificate: Path | None = None
     key: Path | None = None
     client_ca: Path | None = None
+    most_calls: int = 10_000
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -150,7 +195,7 @@ class EdgeOptions:
         return given if isinstance(given, TokenSource) else TokenSource.of(given)
 
     def __repr__(self) -> str:  # a token never stands in a log
-        return f"EdgeOptions({self.host}:{self.port})"
+        return f"EdgeOptions({join_address(self.host, self.port)})"
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """Of TLS; None: plain text."""
@@ -186,9 +231,11 @@ class EdgeServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MILLISECONDS // 3),
             ],
         )
+        calls = _OpenCalls(options.most_calls)
         for service, methods in services.items():
             handlers = {
-                method: _method(f"{service}/{method}", handle) for method, handle in methods.items()
+                method: _method(f"{service}/{method}", handle, calls)
+                for method, handle in methods.items()
             }
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service, handlers),)
@@ -205,7 +252,7 @@ class EdgeServer:
           EdgeError: the address is taken or not of this machine, or a TLS file is wrong.
         """
         options = self._options
-        address = f"{options.host}:{options.port}"
+        address = join_address(options.host, options.port)
         try:
             credentials = options.credentials()
             if credentials is None:
@@ -227,7 +274,7 @@ class EdgeServer:
                 "" if self._guarded else " and without a token",
                 "reads what travels" if self._guarded else "may call it",
             )
-        return f"{options.host}:{port}"
+        return join_address(options.host, port)
 
     async def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Says NOT_SERVING, takes no more calls, and gives those at work `grace` seconds."""
@@ -244,37 +291,65 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def _method(name: str, handle: Handler | Download | Upload) -> grpc.RpcMethodHandler:
+class _OpenCalls:
+    """How many calls a server has taken and not answered, at most `most`.
+
+    gRPC's own limit would refuse the health check too, and kill a server for being in demand.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._open = most, 0
+
+    @asynccontextmanager
+    async def one(self, context: Any) -> AsyncIterator[None]:
+        """A call, or its refusal."""
+        if self._open >= self._most:
+            reason = f"{self._most} calls are open here already: ask again later"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, ((BUSY_KEY, "1"),))
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
+def _method(
+    name: str, handle: Handler | Download | Upload, calls: _OpenCalls
+) -> grpc.RpcMethodHandler:
     """gRPC's handler of a method whose messages are bytes."""
     if isinstance(handle, Download):
-        return grpc.unary_stream_rpc_method_handler(_streamed(name, handle))
+        return grpc.unary_stream_rpc_method_handler(_streamed(name, handle, calls))
     if isinstance(handle, Upload):
-        return grpc.stream_unary_rpc_method_handler(_guarded(name, handle.handle))
-    return grpc.unary_unary_rpc_method_handler(_guarded(name, handle))
+        return grpc.stream_unary_rpc_method_handler(_guarded(name, handle.handle, calls))
+    return grpc.unary_unary_rpc_method_handler(_guarded(name, handle, calls))
 
 
 def _guarded(
-    name: str, handle: Callable[[Any], Awaitable[bytes]]
+    name: str, handle: Callable[[Any], Awaitable[bytes]], calls: _OpenCalls
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
     async def call(request: Any, context: Any) -> bytes:
-        try:
-            answer = await handle(request)
-        except Exception as error:  # noqa: BLE001  # ends one call, not the server
-            await context.abort(*_status(name, error))
-        await _check_size(answer, context)
-        return answer
+        async with calls.one(context):
+            try:
+                answer = await handle(request)
+            except Exception as error:  # noqa: BLE001  # ends one call, not the server
+                await context.abort(*_status(name, error))
+            await _check_size(answer, context)
+            return answer
 
     return call
 
 
-def _streamed(name: str, download: Download) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+def _streamed(
+    name: str, download: Download, calls: _OpenCalls
+) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
     async def call(request: bytes, context: Any) -> AsyncIterator[bytes]:
-        try:
-            async for part in download.handle(request):
-                await _check_size(part, context)
-                yield part
-        except Exception as error:  # noqa: BLE001  # as above
-            await context.abort(*_status(name, error))
+        async with calls.one(context):
+            try:
+                async for part in download.handle(request):
+                    await _check_size(part, context)
+                    yield part
+            except Exception as error:  # noqa: BLE001  # as above
+                await context.abort(*_status(name, error))
 
     return call
 

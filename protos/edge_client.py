@@ -16,7 +16,14 @@ from typing import TypeVar
 
 import grpc
 
-from protos.edge import MAX_MESSAGE_BYTES, EdgeError, channel_credentials, channel_options
+from protos.edge import (
+    MAX_MESSAGE_BYTES,
+    EdgeError,
+    channel_credentials,
+    channel_options,
+    is_busy,
+    split_address,
+)
 from protos.tokens import TokenSource
 from protos.trajectory import WireError
 
@@ -72,9 +79,7 @@ class Peer:
     patience: float = 120.0
 
     def __post_init__(self) -> None:
-        host, colon, port = self.address.rpartition(":")
-        if not host or not colon or not port.isdecimal():
-            raise EdgeError(f"the address is {self.address!r}; it must be HOST:PORT")
+        split_address(self.address)
         for name, value in (("timeout", self.timeout), ("patience", self.patience)):
             if not 0 < value < math.inf:
                 raise EdgeError(f"{name} is {value} s; it must be positive")
@@ -178,7 +183,7 @@ class EdgeClient:
                     pause, reached, tries = FIRST_PAUSE, progress(), 1
                     give_up = time.monotonic() + self.peer.patience
                 late = time.monotonic() + pause >= give_up or self._closing.is_set()
-                if late or error.code() not in REPEATED:
+                if late or not (is_busy(error) or error.code() in REPEATED):
                     raise self._failure(method, error, tries) from error
                 if tries == 1:
                     logger.warning("%s: %s; asking again", self.name, _say(error))

@@ -23,6 +23,9 @@ from protos.edge import (
     MAX_MESSAGE_BYTES,
     channel_credentials,
     channel_options,
+    check_token_is_private,
+    is_busy,
+    split_address,
 )
 from protos.reward import DESCRIBE, SCORE, Description, ScoreResponse
 from protos.tokens import TokenSource
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0
+BUSY_SECONDS = 2.0
 # The server may not have seen the call, or lost it: asking again does no harm and may help.
 _REPEATED = {
     grpc.StatusCode.UNAVAILABLE,
@@ -42,7 +46,8 @@ _REPEATED = {
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL,
 }
-# The server understood, and refuses this very request: it would do so again.
+# The server understood, and refuses this very request, unless it says that it is busy: it would do
+# so again.
 _REFUSED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
@@ -62,6 +67,7 @@ class RemoteReward:
       tls: encrypt, and check the server against the system's certificates.
       ca_file: encrypt, and check it against these (PEM).
       certificate, key: PEM files of the workers, for a server that asks for them (mutual TLS).
+      insecure: the token may travel in plain text, over a network that is trusted.
       connect_seconds: how long to wait at start for a server that does not answer yet.
     """
 
@@ -78,6 +84,7 @@ class RemoteReward:
         ca_file: str | None = None,
         certificate: str | None = None,
         key: str | None = None,
+        insecure: bool = False,
         connect_seconds: float = 30.0,
     ):
         for name, value, least in (
@@ -94,6 +101,9 @@ class RemoteReward:
         self._retries = retries
         self._credentials = channel_credentials(tls, ca_file, certificate, key)
         self._token = TokenSource(token_env, token_file)
+        split_address(address)
+        if self._token:
+            check_token_is_private(address, self._credentials is not None, insecure)
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
@@ -166,12 +176,15 @@ class RemoteReward:
                 )
             except grpc.aio.AioRpcError as error:
                 now = time.monotonic()
-                if now - began > LONGEST_BACKOFF_SECONDS:
-                    attempt = 0  # it was there, and has gone since
+                busy = is_busy(error)
+                if busy or now - began > LONGEST_BACKOFF_SECONDS:
+                    attempt = 0  # it is there, or was, and has gone since
                 pause = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**attempt)
+                if busy:
+                    pause = BUSY_SECONDS
                 pause *= random.uniform(0.5, 1.0)  # workers must not come back all at once
-                last = attempt >= self._retries or now + pause >= give_up
-                if last or error.code() not in _REPEATED:
+                last = now + pause >= give_up or (attempt >= self._retries and not busy)
+                if last or not (busy or error.code() in _REPEATED):
                     raise self._failure(error, tries) from error
                 if attempt == 0:
                     logger.warning("reward at %s: %s; asking again", self._address, _say(error))
@@ -181,7 +194,7 @@ class RemoteReward:
 
     def _failure(self, error: grpc.RpcError, tries: int) -> Exception:
         reason = f"the reward at {self._address}, asked {tries} times: {_say(error)}"
-        if error.code() in _REFUSED:
+        if error.code() in _REFUSED and not is_busy(error):
             return RemoteRewardError(reason)
         return InfrastructureError(reason)
 
@@ -192,9 +205,9 @@ class RemoteReward:
           RemoteRewardError: nothing answers within `seconds`, or something that is no reward.
         """
         give_up = time.monotonic() + seconds
-        first = None
+        first, wait = None, False
         with self._open(grpc) as channel:
-            for wait in (False, True):
+            while True:
                 try:
                     data = channel.unary_unary(DESCRIBE)(
                         b"",
@@ -205,12 +218,15 @@ class RemoteReward:
                     return Description.from_bytes(data)
                 except grpc.RpcError as error:
                     late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                    if is_busy(error) and time.monotonic() + BUSY_SECONDS < give_up:
+                        time.sleep(BUSY_SECONDS)
+                        continue
                     if error.code() not in _REPEATED or wait:
                         # That time ran out says less than why it began to.
                         raise self._no_server(
                             first if late and first else error, seconds
                         ) from error
-                    first = error
+                    first, wait = error, True
                     logger.warning(
                         "no reward at %s yet: waiting up to %g s", self._address, seconds
                     )
@@ -218,7 +234,6 @@ class RemoteReward:
                     raise RemoteRewardError(
                         f"{self._address} answers, but not as a reward: {error}"
                     ) from error
-        raise AssertionError("the loop has no other end")
 
     def _no_server(self, error: grpc.RpcError, seconds: float) -> RemoteRewardError:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -231,6 +246,8 @@ class RemoteReward:
                 f"no reward answers at {self._address} within {seconds:g} s ({_say(error)}). Start "
                 "one with `rewardtune serve reward CONFIG`, or mend the address"
             )
+        if is_busy(error):
+            return RemoteRewardError(f"the reward at {self._address} is busy: {_say(error)}")
         return RemoteRewardError(f"{self._address} answers, but not as a reward: {_say(error)}")
 
     def _check_task(self, task: Task) -> None:
