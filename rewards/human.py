@@ -8,6 +8,7 @@ again, or a worker that asks again, gets the same one and nobody is asked twice.
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -34,6 +35,10 @@ RATINGS = 5
 LOOKING_SECONDS = 120.0
 # Groups that nobody waits for any more are kept for a while: a worker may ask again.
 KEPT_ABANDONED = 1000
+KEPT_ABANDONED_BYTES = 64 * 1024 * 1024
+# Pictures are drawn when a group is offered; those that were looked at longest ago are drawn anew
+# where they are wanted again.
+KEPT_PICTURE_BYTES = 256 * 1024 * 1024
 
 
 class AnswerError(ValueError):
@@ -98,10 +103,20 @@ class Waiting:
     callers: int = 0
     viewer: str = ""
     offered: float = float("-inf")
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
     response: asyncio.Future[ScoreResponse] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+    @property
+    def request_bytes(self) -> int:
+        """What its sequences take."""
+        return self.request.tokens.nbytes + self.request.logprobs.nbytes
+
+    @property
+    def picture_bytes(self) -> int:
+        """What its pictures take, once they are drawn."""
+        return sum(map(len, self.pictures.values()))
 
 
 class HumanScorer:
@@ -116,7 +131,7 @@ class HumanScorer:
           answers: a file of JSON lines, made where there is none.
 
         Raises:
-          AnswerError: the file holds a line that is no answer.
+          AnswerError: the file holds a line that is no answer, or another server writes to it.
           OSError: it cannot be read or written.
         """
         self.mode: Mode = mode
@@ -126,7 +141,27 @@ class HumanScorer:
         self._answers: dict[str, tuple[Outcome, ...]] = {}
         self._waiting: dict[str, Waiting] = {}
         answers.parent.mkdir(parents=True, exist_ok=True)
-        answers.touch()
+        # Unbuffered: an answer is on disk before it counts.
+        self._file = answers.open("ab", buffering=0)
+        try:
+            self._read_all()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Leaves the file to another server."""
+        self._file.close()
+
+    def _read_all(self) -> None:
+        answers = self._path
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AnswerError(
+                f"{answers} is written by another server: end that one, or give this one another "
+                "file of answers (--answers)"
+            ) from error
         lines = answers.read_bytes().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
             # It was cut short while it was written, so it never counted.
@@ -213,16 +248,29 @@ class HumanScorer:
 
     def _append(self, line: bytes) -> None:
         """Writes the whole line to the disk, or raises `OSError` and leaves none of it."""
-        with self._path.open("ab", buffering=0) as file:
-            before = file.seek(0, os.SEEK_END)
-            try:
-                written = file.write(line)
-                if written != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
+        before = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(before)
+            raise
+
+    def keep_pictures(self, entry: Waiting, pictures: Mapping[str, bytes]) -> None:
+        """Keeps what was drawn of a group, and lets go of what was looked at longest ago."""
+        entry.pictures = pictures
+        drawn = sorted(
+            (other for other in self._waiting.values() if other.pictures and other is not entry),
+            key=lambda other: other.offered,
+        )
+        excess = sum(other.picture_bytes for other in drawn) + entry.picture_bytes
+        for other in drawn:
+            if excess <= KEPT_PICTURE_BYTES:
+                break
+            excess -= other.picture_bytes
+            other.pictures = {}
 
     def give_up(self, entry: Waiting, error: BaseException) -> None:
         """The group cannot be shown: it fails, so that it holds up nobody."""
@@ -242,9 +290,11 @@ class HumanScorer:
         return digest.hexdigest()
 
     def _forget_abandoned(self) -> None:
-        abandoned = [key for key, entry in self._waiting.items() if not entry.callers]
-        for key in abandoned[:-KEPT_ABANDONED]:
-            del self._waiting[key]
+        kept = size = 0
+        for entry in reversed([entry for entry in self._waiting.values() if not entry.callers]):
+            kept, size = kept + 1, size + entry.request_bytes + entry.picture_bytes
+            if kept > KEPT_ABANDONED or size > KEPT_ABANDONED_BYTES:
+                del self._waiting[entry.key]
 
 
 def _by_sample(answer: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:

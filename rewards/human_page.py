@@ -16,7 +16,14 @@ from pathlib import Path
 from aiohttp import web
 from PIL import Image
 
-from protos.edge import EdgeError, EdgeOptions, EdgeServer, is_loopback, stop_on_signals
+from protos.edge import (
+    EdgeError,
+    EdgeOptions,
+    EdgeServer,
+    is_loopback,
+    join_address,
+    stop_on_signals,
+)
 from rewards.human import RATINGS, AnswerError, HumanScorer, Mode, Waiting
 from rewards.reward import Group
 from rewards.service import handlers
@@ -73,7 +80,7 @@ def page_application(task: Task, scorer: HumanScorer, token: str) -> web.Applica
         shown = None
         while entry is not None and shown is None:
             try:
-                await _draw(task, entry)
+                await _draw(task, scorer, entry)
                 shown = {
                     "key": entry.key,
                     "example": entry.request.example_id,
@@ -89,8 +96,9 @@ def page_application(task: Task, scorer: HumanScorer, token: str) -> web.Applica
         return web.json_response(counts())
 
     async def picture(request: web.Request) -> web.StreamResponse:
-        pictures = scorer.find(request.match_info["key"]).pictures
-        name = request.match_info["name"]
+        entry = scorer.find(request.match_info["key"])
+        await _draw(task, scorer, entry)
+        pictures, name = entry.pictures, request.match_info["name"]
         if name not in pictures:
             raise AnswerError(f"this group has no picture {name!r}")
         return web.Response(body=pictures[name], content_type="image/png")
@@ -117,10 +125,10 @@ def page_application(task: Task, scorer: HumanScorer, token: str) -> web.Applica
     return application
 
 
-async def _draw(task: Task, entry: Waiting) -> None:
-    """Makes the group's pictures, once: one for each position, and the ground truth."""
+async def _draw(task: Task, scorer: HumanScorer, entry: Waiting) -> None:
+    """Makes the group's pictures, where they are not kept: by position, and the ground truth."""
     if not entry.pictures:
-        entry.pictures = await asyncio.to_thread(_pictures, task, entry)
+        scorer.keep_pictures(entry, await asyncio.to_thread(_pictures, task, entry))
 
 
 def _pictures(task: Task, entry: Waiting) -> dict[str, bytes]:
@@ -174,19 +182,21 @@ async def serve(
             await site.start()
         except OSError as error:
             raise EdgeError(
-                f"cannot show the page at {page_host}:{page_port}: {error.strerror or error}"
+                f"cannot show the page at {join_address(page_host, page_port)}: "
+                f"{error.strerror or error}"
             ) from error
         if not is_loopback(page_host):
             logger.warning("the page is served on %s without TLS: put a proxy before it", page_host)
         port = runner.addresses[0][1]
-        shown_host = f"[{page_host}]" if ":" in page_host else page_host
+        shown = join_address(page_host, port)
         address = await server.start()
         logger.info("people judge (%s) for workers at %s", mode, address)
-        on_start(address, f"http://{shown_host}:{port}/?token={token}")
+        on_start(address, f"http://{shown}/?token={token}")
         await stop.wait()
         logger.info("the server of people's rewards stops; %d groups wait", scorer.waiting)
     finally:
         # Those who wait ask the next server: there is nothing to wait for here.
         await server.stop(grace=0)
         await runner.cleanup()
+        scorer.close()
     return 0

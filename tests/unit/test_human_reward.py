@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.trajectory import Abstained, FailureKind, Scored
+from rewards import human
 from rewards.human import AnswerError, HumanScorer, outcomes_of
 from rewards.human_page import page_application
 from rewards.reward import Group
@@ -86,8 +87,11 @@ def run(body: Callable[..., Coroutine[Any, Any, None]], path: Path, **options: A
         task = options.get("task", StubTask())
         scorer = HumanScorer(task, options.get("mode", "compare"), path)
         application = page_application(task, scorer, TOKEN)
-        async with TestClient(TestServer(application)) as client:
-            await asyncio.wait_for(body(scorer, client), 30)
+        try:
+            async with TestClient(TestServer(application)) as client:
+                await asyncio.wait_for(body(scorer, client), 30)
+        finally:
+            scorer.close()
 
     asyncio.run(main())
 
@@ -195,6 +199,7 @@ def test_an_answer_that_a_crash_cut_short_never_counted(tmp_path, caplog):
     path.write_bytes(whole + whole[:40])
     scorer = HumanScorer(StubTask(), "compare", path)
     assert scorer.done == 1
+    scorer.close()
     assert path.read_bytes() == whole
     assert "cut short" in caplog.text
 
@@ -214,7 +219,58 @@ def test_an_answer_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkey
         assert not call.done()
         assert (await answer(client, key, ranks=[1, 2])).status == 200
         assert len((await call).outcomes) == 2
-        assert HumanScorer(StubTask(), "compare", tmp_path / "answers.jsonl").done == 1
+
+    async def look(scorer, client):
+        assert scorer.done == 1
+
+    run(body, tmp_path / "answers.jsonl")
+    run(look, tmp_path / "answers.jsonl")
+
+
+def test_two_servers_do_not_share_a_file_of_answers(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    first = HumanScorer(StubTask(), "compare", path)
+    with pytest.raises(
+        AnswerError, match=r"answers\.jsonl is written by another server.*--answers"
+    ):
+        HumanScorer(StubTask(), "compare", path)
+    first.close()
+    path.write_text("no answer\n")
+    for _ in range(2):  # one that could not start holds nothing
+        with pytest.raises(AnswerError, match="line 1 is no answer"):
+            HumanScorer(StubTask(), "compare", path)
+
+
+def test_pictures_beyond_the_limit_are_drawn_anew_where_they_are_wanted(tmp_path, monkeypatch):
+    async def body(scorer, client):
+        calls = [await ask(scorer, number) for number in range(3)]
+        keys = [(await following(client, viewer))["group"]["key"] for viewer in "abc"]
+        entries = [scorer.find(key) for key in keys]
+        sizes = [entry.picture_bytes for entry in entries]
+        assert all(sizes)
+        monkeypatch.setattr(human, "KEPT_PICTURE_BYTES", sum(sizes) - 1)
+        scorer.keep_pictures(entries[2], entries[2].pictures)
+        assert [bool(entry.pictures) for entry in entries] == [False, True, True]
+        url = f"/picture/{keys[0]}/0?token={TOKEN}"
+        assert (await client.get(url)).content_type == "image/png"
+        assert sum(entry.picture_bytes for entry in entries) <= human.KEPT_PICTURE_BYTES
+        for call in calls:
+            call.cancel()
+
+    run(body, tmp_path / "answers.jsonl")
+
+
+def test_groups_that_nobody_waits_for_are_kept_up_to_so_many_bytes(tmp_path, monkeypatch):
+    async def body(scorer, client):
+        calls = [await ask(scorer, number) for number in range(4)]
+        each = request().tokens.nbytes + request().logprobs.nbytes
+        monkeypatch.setattr(human, "KEPT_ABANDONED_BYTES", 2 * each)
+        for call in calls[:3]:
+            call.cancel()
+        await asyncio.gather(*calls[:3], return_exceptions=True)
+        kept = [entry.request.example_id for entry in scorer._waiting.values()]
+        assert kept == ["1", "2", "3"]  # the oldest is forgotten; one is waited for
+        calls[3].cancel()
 
     run(body, tmp_path / "answers.jsonl")
 
