@@ -5,22 +5,20 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from deploy.cli_config import ConfigPath, Overrides, read_config
 from deploy.cli_output import AsJson, console, friendly, print_metrics
 from deploy.cluster import add_working_directory_to_path, compilation_cache
-from deploy.config import RunConfig
-from deploy.config_file import read_config as read_file
+from deploy.learn_command import learn
 from deploy.score_commands import score_app
+from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
-
-if TYPE_CHECKING:
-    from protos.edge import EdgeOptions
 
 app = typer.Typer(
     add_completion=False,
@@ -29,30 +27,9 @@ app = typer.Typer(
     help="Tunes vision models with task rewards: actors sample, rewards score, a learner trains.",
 )
 app.add_typer(score_app, name="score")
-serve_app = typer.Typer(no_args_is_help=True, help="Serve rewards to workers elsewhere.")
 app.add_typer(serve_app, name="serve")
 
-ConfigPath = Annotated[str, typer.Argument(help="A YAML config, or the path of a preset.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes to it, such as learner.steps=100.")
-]
 Overwrite = Annotated[bool, typer.Option(help="Remove what the run's directory holds, and start.")]
-Host = Annotated[str, typer.Option(help="Address of this machine; 0.0.0.0 for all.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
-TokenEnv = Annotated[
-    str | None, typer.Option(help="Environment variable with the token that callers must send.")
-]
-TokenFile = Annotated[Path | None, typer.Option(help="File with that token.")]
-TlsCertificate = Annotated[Path | None, typer.Option(help="PEM certificate chain, for TLS.")]
-TlsKey = Annotated[Path | None, typer.Option(help="Its PEM key.")]
-TlsClientCa = Annotated[
-    Path | None, typer.Option(help="PEM certificates that must have signed the callers' own.")
-]
-
-
-def read_config(path: str, overrides: list[str] | None) -> RunConfig:
-    """The config with its paths made absolute, so that it means the same everywhere."""
-    return read_file(path, overrides or [], RunConfig).with_absolute_paths()
 
 
 @app.callback()
@@ -240,75 +217,7 @@ def demo(
     console.print(f"report with pictures: {path}")
 
 
-def _edge_options(
-    host: str,
-    port: int,
-    token_env: str | None,
-    token_file: Path | None,
-    certificate: Path | None,
-    key: Path | None,
-    client_ca: Path | None,
-) -> "EdgeOptions":
-    from protos.edge import EdgeOptions
-    from protos.tokens import TokenSource
-
-    token = TokenSource(token_env, token_file)
-    return EdgeOptions(host, port, token, certificate, key, client_ca)
-
-
-@serve_app.command()
-@friendly
-def reward(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    host: Host = "127.0.0.1",
-    port: Port = 50061,
-    threads: Annotated[int, typer.Option(min=1, help="Groups judged at a time.")] = 1,
-    token_env: TokenEnv = None,
-    token_file: TokenFile = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_client_ca: TlsClientCa = None,
-) -> None:
-    """Serve a config's reward over gRPC, for `rewards.remote:RemoteReward`."""
-    from deploy.serve import leave, serve_reward
-
-    options = _edge_options(
-        host, port, token_env, token_file, tls_certificate, tls_key, tls_client_ca
-    )
-    leave(serve_reward(read_config(config, overrides), options, threads))
-
-
-@serve_app.command()
-@friendly
-def human(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    mode: Annotated[str, typer.Option(help="compare: put samples in order; rate: 1 to 5.")] = (
-        "compare"
-    ),
-    answers: Annotated[
-        Path | None, typer.Option(help="Keeps the answers; default: runs/NAME_answers.jsonl.")
-    ] = None,
-    page_host: Host = "127.0.0.1",
-    page_port: Port = 8061,
-    host: Host = "127.0.0.1",
-    port: Port = 50062,
-    token_env: TokenEnv = None,
-    token_file: TokenFile = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_client_ca: TlsClientCa = None,
-) -> None:
-    """Let people judge samples on a web page, for `rewards.remote:RemoteReward`."""
-    from deploy.serve import serve_human
-
-    options = _edge_options(
-        host, port, token_env, token_file, tls_certificate, tls_key, tls_client_ca
-    )
-    serve_human(read_config(config, overrides), mode, answers, options, page_host, page_port)
-
-
+app.command()(friendly(learn))
 app.command("simulate")(friendly(simulate_runs))
 
 

@@ -230,6 +230,7 @@ _MAY_CHANGE = {
         "loading_threads",
         "lease_seconds",
         "mismatch_every",
+        "outside",
     ),
     "replay": ("url", "password_env", "password_file", "ca_file", "patience_seconds"),
     "pretrain": ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"),

@@ -26,6 +26,7 @@ from deploy.cluster import (
 )
 from deploy.config import RunConfig
 from deploy.logs import warnings_to_file
+from deploy.outside import OutsideLearner, publish_initial
 from deploy.queues import RunQueue, start_queue
 from deploy.reward_hacking import RewardHacking, RewardHackingWatch
 from deploy.run_directory import write_status
@@ -86,8 +87,9 @@ class Controller:
     def _requests(self) -> list[Request]:
         config = self._config
         assert config.rewards is not None
+        learner = Request("learner", 1, config.learner.resources)
         requests = [
-            Request("learner", 1, config.learner.resources),
+            *([] if config.learner.outside else [learner]),
             Request("sampler", config.actors.count, config.actors.resources),
             Request("reward", config.rewards.count, config.rewards.resources),
         ]
@@ -123,6 +125,8 @@ class Controller:
 
     def _tune(self, queue: ReplayQueue, store_handle: Any, stop: StopRequest) -> dict[str, Any]:
         weights = RayWeights(store_handle, self._config.cluster.reply_seconds)
+        if self._config.learner.outside:
+            self._await_outside_learner(weights)
         for request in self._requests():
             for index in range(request.count):
                 self._add_worker(request, index)
@@ -146,10 +150,30 @@ class Controller:
                 )
             time.sleep(TICK_SECONDS)
         if learner.finished["state"] == "finished":
+            self._keep_final(weights)
             self._finish_evaluations(queue, weights, stop)
         self._report(queue)
         self._stop_workers(queue)
         return learner.finished
+
+    def _await_outside_learner(self, weights: RayWeights) -> None:
+        config = self._config
+        initial = processes.load_initial(config, config.model.build(self._task), self._task)
+        publish_initial(weights, initial)
+        steps = config.learner.steps
+        closed = lambda: self._stats is not None and self._stats.closed  # noqa: E731
+        self._workers.append(OutsideLearner(weights, steps, closed))
+
+    def _keep_final(self, weights: RayWeights) -> None:
+        """The last policy of a learner outside, which wrote it where it is."""
+        if not self._config.learner.outside:
+            return
+        from learner.tune import FINAL_FILE
+        from vision.models.checkpoint import save_npz
+        from vision.tasks.task import token_names
+
+        _, params = weights.load(None)
+        save_npz(self._config.directory / FINAL_FILE, params, token_names=token_names(self._task))
 
     def _add_worker(self, request: Request, index: int) -> None:
         role_class = {
@@ -219,6 +243,7 @@ class Controller:
 
     def _status(self, stats: Stats) -> dict[str, Any]:
         status = run_status(self._config, self._workers, stats, self._hacking.look())
+        status["cluster"] = ray.get_runtime_context().gcs_address  # for `rewardtune serve`
         if self._queue is not None:
             status["queue"] |= self._queue.status()
         return status

@@ -19,6 +19,7 @@ from deploy.config import RunConfig
 from deploy.logs import configure_logging
 from deploy.queues import join_queue
 from replay.lease_keeper import LeaseKeeper
+from replay.queue import ReplayQueue
 from replay.tickets import TicketSource
 from vision.tasks.registry import build_task
 from vision.tasks.task import Task, token_names
@@ -119,7 +120,6 @@ class SamplerProcess(_Process):
             samples_per_group=config.learner.samples_per_group,
         )
 
-
     def _load_weights(self) -> Any:
         """What loads a version; torch copies it to its device itself, and JAX stays unloaded."""
         weights = self.weights()
@@ -154,23 +154,11 @@ class LearnerProcess(_Process):
     def __init__(self, config_json: str, worker: str):
         super().__init__(config_json, worker)
         from learner.stop import StopRequest
-        from learner.tune import Learner
 
-        config = self.config
-        model = config.model.build(self.task)
-        ordered = config.replay.mode == "ordered"
         self._stop = StopRequest()
-        self._role = Learner(
-            task=self.task,
-            model_config=model,
-            config=config.learner,
-            queue=self.queue,
-            weights=self.weights(),
-            run_directory=config.directory,
-            initial=load_initial(config, model, self.task),
-            identity=identity_digest(config),
-            max_staleness=None if ordered else config.replay.max_policy_lag,
-            kept_policies=config.replay.policy_lag if ordered else 0,
+        initial = load_initial(self.config, self.config.model.build(self.task), self.task)
+        self._role = build_learner(
+            self.config, self.task, self.queue, self.weights(), self.config.directory, initial
         )
 
     def run(self) -> dict[str, Any]:
@@ -237,6 +225,27 @@ def build_engine(
         task.end_token,
         end_token_bias,
         gpu_expected,
+    )
+
+
+def build_learner(
+    config: RunConfig, task: Any, queue: ReplayQueue, weights: Any, directory: Path, initial: Any
+) -> Any:
+    """The learner of a config, wherever its queue and weight store are."""
+    from learner.tune import Learner
+
+    ordered = config.replay.mode == "ordered"
+    return Learner(
+        task=task,
+        model_config=config.model.build(task),
+        config=config.learner,
+        queue=queue,
+        weights=weights,
+        run_directory=directory,
+        initial=initial,
+        identity=identity_digest(config),
+        max_staleness=None if ordered else config.replay.max_policy_lag,
+        kept_policies=config.replay.policy_lag if ordered else 0,
     )
 
 

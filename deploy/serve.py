@@ -83,7 +83,7 @@ def serve_human(
 
 def log_to_stderr() -> None:
     """A server tells of its start, end and failures, whatever else is at WARNING."""
-    for name in ("rewards", "protos"):
+    for name in ("rewards", "protos", "replay", "learner", "deploy"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 

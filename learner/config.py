@@ -259,6 +259,10 @@ class TuneConfig(Settings):
     resources: Resources = Resources()
     """Of the learner's process."""
 
+    outside: bool = False
+    """The run starts no learner: `rewardtune learn` trains in a process outside of Ray, which
+    reaches the run through `rewardtune serve replay` and `serve weights`."""
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         _check_divides("groups_per_step", self.groups_per_step, self.microbatches, self.devices)

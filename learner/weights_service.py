@@ -121,8 +121,8 @@ class WeightsService:
         """Nothing waits here for long."""
 
     def close(self) -> None:
-        """Ends the threads, when the server has stopped."""
-        self._threads.shutdown(cancel_futures=True)
+        """Ends the threads, when the server has stopped; one that hangs is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _newest(self, data: bytes) -> bytes:
         parse(pb.GetNewestVersionRequest(), data)

@@ -90,10 +90,10 @@ class ReplayService:
         self._stopping.set()
 
     def close(self) -> None:
-        """Ends the threads, when the server has stopped."""
+        """Ends the threads, when the server has stopped; one that hangs is not waited for."""
         self.stop()
-        self._waiting.shutdown(cancel_futures=True)
-        self._threads.shutdown(cancel_futures=True)
+        self._waiting.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _get_run(self, data: bytes) -> bytes:
         parse(pb.GetRunRequest(), data)

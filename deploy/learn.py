@@ -1,0 +1,90 @@
+"""A learner outside of Ray: it trains a run through the run's edges."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from deploy.config import RunConfig
+from deploy.config_file import ConfigError, read_config
+from deploy.processes import build_learner, load_initial
+from deploy.run_directory import open_run_directory, write_atomically
+from deploy.runs import prepare_data
+from learner.packed_weights import VersionNotHeld
+from learner.remote_weights import RemoteWeights
+from learner.stop import StopRequest, TrainingInterrupted
+from protos.edge_client import Peer
+from replay.queue import QueueClosed
+from replay.remote_queue import RemoteReplayQueue
+from vision.models.checkpoint import load_npz, save_npz
+from vision.tasks.registry import build_task
+from vision.tasks.task import Task, token_names
+
+INITIAL_FILE = "initial.npz"
+SERVED_FILE = "served.json"
+
+
+def learn(
+    replay: Peer, weights: Peer, directory: Path, config: str | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Trains to the last step, and ends the run; the same call resumes. Returns the final status.
+
+    Args:
+      replay: the run's queue.
+      weights: its weight store.
+      directory: where this learner keeps its checkpoints and metrics.
+      config: a file; None: the config that the queue's server has.
+      overrides: changes to it. What the numbers depend on must be as in the run.
+
+    Raises:
+      TrainingInterrupted: asked to stop, or the run was ended.
+      ConfigError: the queue is of another run than the config.
+      LearnerFenced, OutOfStepError, QueueUnavailable, WeightsUnavailable, ...: what ended it.
+    """
+    queue, store = RemoteReplayQueue(replay), RemoteWeights(weights)
+    with ExitStack() as connections, StopRequest() as stop:
+        connections.callback(queue.disconnect)
+        connections.callback(store.disconnect)
+        name, served = queue.run()
+        directory.mkdir(parents=True, exist_ok=True)
+        if config is None:
+            write_atomically(directory / SERVED_FILE, served)
+            config = str(directory / SERVED_FILE)
+        run = read_config(config, overrides, RunConfig)
+        if run.name != name:
+            raise ConfigError(
+                f"the config is of the run {run.name}, {replay.address} serves {name}"
+            )
+        # Its directory is this learner's own: the run's may be on another machine.
+        run = run.model_copy(update={"runs": directory.parent, "name": directory.name})
+        prepare_data(run)
+        task = build_task(run.task)
+        with open_run_directory(run):
+            initial = _initial(run, task, store, directory)
+            learner = build_learner(
+                run.model_copy(update={"name": name}), task, queue, store, directory, initial
+            )
+            try:
+                result: dict[str, Any] = learner.run(stop)
+            except QueueClosed as error:
+                step = learner.status["step"]
+                raise TrainingInterrupted(f"the run was ended at step {step}: {error}") from error
+        if result["state"] == "finished":
+            queue.close()
+    if result["state"] != "finished":
+        raise TrainingInterrupted(
+            f"stopped after step {result['step']}; the same command resumes while the run lives"
+        )
+    return result
+
+
+def _initial(config: RunConfig, task: Task, store: RemoteWeights, directory: Path) -> Any:
+    """What the run starts from: kept here, or the run's version 0, or the config's file."""
+    model, kept = config.model.build(task), directory / INITIAL_FILE
+    if not kept.is_file():
+        try:
+            _, params = store.load(0)
+        except VersionNotHeld:
+            return load_initial(config, model, task)
+        save_npz(kept, params, token_names=token_names(task))
+    return load_npz(kept, model, token_names(task))

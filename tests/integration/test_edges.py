@@ -1,0 +1,144 @@
+"""A learner in a process outside of Ray trains a run with nothing but addresses and a token."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.run_directory import read_status
+from learner.metrics import read_metrics
+from tests.integration.test_commands import environment, write_config
+from tests.runs import STEPS, Run
+
+WAIT = 240.0
+
+
+class Command:
+    """`rewardtune …` as a process of its own."""
+
+    def __init__(self, directory: Path, *arguments: str, env: dict[str, str] | None = None):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli", *arguments],
+            cwd=directory,
+            env=environment() | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def address(self) -> str:
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        found = re.search(r"at (127\.0\.0\.1:\d+)", said)
+        if found is None:
+            raise AssertionError(said + self.process.communicate(timeout=WAIT)[1])
+        return found[1]
+
+    def finish(self) -> tuple[int, str]:
+        out, errors = self.process.communicate(timeout=WAIT)
+        return self.process.returncode, out + errors
+
+
+class Outside:
+    """A run without a learner, its two edges, and learners that come and go."""
+
+    def __init__(self, directory: Path, values: dict[str, Any]) -> None:
+        self.directory = directory
+        self.commands: list[Command] = []
+        (directory / "token").write_text("a-token")
+        values = values | {"learner": values["learner"] | {"outside": True}}
+        self.config = str(write_config(directory, values, name="outside", runs=str(directory)))
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> Command:
+        self.commands.append(Command(self.directory, *arguments, env=env))
+        return self.commands[-1]
+
+    def start_run(self) -> Command:
+        run = self.start("tune", self.config)
+        self.until(lambda status: status["state"] == "waiting for a learner", run)
+        return run
+
+    def until(self, condition: Any, run: Command) -> None:
+        give_up = time.monotonic() + WAIT
+        path = self.directory / "outside"
+        while not (path / "status.json").exists() or not condition(read_status(path)):
+            assert run.process.poll() is None, run.finish()
+            assert time.monotonic() < give_up, "the run did not get there"
+            time.sleep(0.1)
+
+    def serve(self, what: str) -> Command:
+        return self.start("serve", what, self.config, "--port", "0", "--token-file", "token")
+
+    def learn(self, replay: str, weights: str, token: str = "a-token") -> Command:
+        place = self.directory / "elsewhere"
+        place.mkdir(exist_ok=True)
+        addresses = ("--replay", replay, "--weights", weights, "--patience", "20")
+        command = Command(place, "learn", *addresses, "--token-env", "T", env={"T": token})
+        self.commands.append(command)
+        return command
+
+    def trained(self) -> int:
+        path = self.directory / "elsewhere" / "runs" / "learner"
+        return len(list(read_metrics(path))) if (path / "metrics.jsonl").exists() else 0
+
+
+@contextmanager
+def outside(directory: Path, values: dict[str, Any]) -> Iterator[Outside]:
+    run = Outside(directory, values)
+    try:
+        yield run
+    finally:
+        for command in reversed(run.commands):
+            if command.process.poll() is None:
+                command.process.send_signal(signal.SIGCONT)
+                command.process.terminate()
+                try:
+                    command.process.communicate(timeout=60)
+                except subprocess.TimeoutExpired:
+                    command.process.kill()
+
+
+@pytest.mark.skipif("RAY_ADDRESS" in os.environ, reason="the run starts a Ray of its own")
+def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is_killed(
+    undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    with outside(tmp_path, tiny_values) as run:
+        tuning = run.start_run()
+        replay, weights = run.serve("replay"), run.serve("weights")
+        addresses = replay.address(), weights.address()
+        code, said = run.learn(*addresses, token="a-guess").finish()
+        assert code == 1
+        assert "UNAUTHENTICATED" in said
+        assert "a-guess" not in said
+        first = run.learn(*addresses)
+        give_up = time.monotonic() + WAIT
+        while run.trained() < 4:  # a checkpoint is written after three
+            assert first.process.poll() is None, first.finish()
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        first.process.kill()
+        second = run.learn(*addresses)
+        code, said = second.finish()
+        assert code == 0, said
+        code, said = tuning.finish()
+        assert code == 0, said
+        for server in (replay, weights):  # they end with the run
+            code, said = server.finish()
+            assert code == 0, said
+            assert "a-token" not in said
+    status = read_status(tmp_path / "outside")
+    assert (status["state"], status["step"]) == ("finished", STEPS)
+    assert (status["queue"]["quarantined"], status["queue"]["dropped"]) == (0, 0)
+    for final in (tmp_path / "outside", tmp_path / "elsewhere" / "runs" / "learner"):
+        with np.load(final / "final.npz") as file:
+            for name, expected in undisturbed.weights().items():
+                np.testing.assert_array_equal(file[name], expected, err_msg=name)
