@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from deploy.payloads import PayloadCheck
 from deploy.queues import join_queue
 from deploy.run_directory import RunDirectoryError, read_status
 from deploy.runs import prepare_data
+from learner.packed_weights import VersionNotHeld
 from learner.weight_store import RayWeights
 from learner.weights_service import WeightsService
 from protos.edge import EdgeOptions, EdgeServer, Services, stop_on_signals
@@ -69,9 +70,17 @@ def serve_weights(config: RunConfig, options: EdgeOptions) -> int:
     _join_ray(config, processes.WEIGHTS)
     actor = processes.actor_name(config, processes.WEIGHTS)
     store = RayWeights(ray.get_actor(actor), config.cluster.reply_seconds)
-    service = WeightsService(store)
+    service = WeightsService(store, _shapes(store))
     what = f"the weights of {config.name}"
     return asyncio.run(_serve(service, options, what, lambda: not _at_work(actor)))
+
+
+def _shapes(store: RayWeights) -> Mapping[str, tuple[int, ...]] | None:
+    """Of the run's parameters, as far as it has published any."""
+    try:
+        return store.manifest(None).shapes
+    except VersionNotHeld:
+        return None
 
 
 async def _serve(

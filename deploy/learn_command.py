@@ -29,6 +29,9 @@ def learn(
         Path | None, typer.Option(help="PEM certificate of this client, for mutual TLS.")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="The token may travel in plain text: the network is trusted.")
+    ] = False,
     patience: Annotated[
         float, typer.Option(min=0.001, help="Seconds that a lost server is waited for.")
     ] = 120.0,
@@ -39,7 +42,15 @@ def learn(
 
     def peer(address: str) -> Peer:
         return Peer(
-            address, token_env, token_file, tls, ca_file, certificate, key, patience=patience
+            address,
+            token_env,
+            token_file,
+            tls,
+            ca_file,
+            certificate,
+            key,
+            insecure,
+            patience=patience,
         )
 
     place = directory.absolute()

@@ -21,6 +21,7 @@ from protos.edge import (
     EdgeError,
     channel_credentials,
     channel_options,
+    check_token_is_private,
     is_busy,
     split_address,
 )
@@ -64,6 +65,7 @@ class Peer:
       tls: encrypt, and check the server against the system's certificates.
       ca_file: encrypt, and check it against these (PEM).
       certificate, key: PEM files of this client, for mutual TLS.
+      insecure: a token may travel in plain text, see `protos.edge.check_token_is_private`.
       timeout: the longest that one attempt may take, in seconds, beside a wait that is asked for.
       patience: the longest that a call is repeated for, in seconds.
     """
@@ -75,6 +77,7 @@ class Peer:
     ca_file: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    insecure: bool = False
     timeout: float = 30.0
     patience: float = 120.0
 
@@ -102,6 +105,8 @@ class EdgeClient:
         self.name = f"{what} at {peer.address}"
         self._token = TokenSource(peer.token_env, peer.token_file)
         credentials = channel_credentials(peer.tls, peer.ca_file, peer.certificate, peer.key)
+        if self._token:
+            check_token_is_private(peer.address, credentials is not None, peer.insecure)
         if credentials is None:
             self._channel = grpc.insecure_channel(peer.address, options=channel_options())
         else:
