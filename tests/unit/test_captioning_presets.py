@@ -87,7 +87,7 @@ def test_the_papers_tuning_has_its_figures():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_encoder_learns_at_a_tenth_of_the_decoders_rate(name):
+def test_the_encoder_learns_at_its_share_of_the_decoders_rate(name):
     """The first step of the preset's optimizer on a small model, each gradient the same."""
     config = optimizer_of(preset(name)).model_copy(update={"weight_decay": 0.0, "clip_norm": None})
     params = init_params(tiny(), 0)
@@ -103,7 +103,8 @@ def test_the_encoder_learns_at_a_tenth_of_the_decoders_rate(name):
     assert len(decoder) + len(encoder) == len(steps)
     assert min(len(decoder), len(encoder)) > 10
     np.testing.assert_allclose(decoder, decoder[0], rtol=1e-4)
-    np.testing.assert_allclose(encoder, 0.1 * decoder[0], rtol=1e-4)
+    share = 0.3 if name == "quickstart/captioning_pretrain.yaml" else 0.1  # the paper's
+    np.testing.assert_allclose(encoder, share * decoder[0], rtol=1e-4)
 
 
 def test_the_quick_start_samples_8_captions_from_its_own_model():
@@ -117,7 +118,7 @@ def test_the_quick_start_samples_8_captions_from_its_own_model():
 
 def test_the_quick_starts_encoder_is_the_shipped_detectors():
     config = preset("quickstart/captioning_pretrain.yaml").with_absolute_paths()
-    params = _starting_params(config, model_of(config, 40))
+    params = _starting_params(config, model_of(config, 40), None)
     with np.load(config.initial_encoder) as file:
         detector = {name.removeprefix("params/"): file[name] for name in file.files}
     ours = flatten_dict(params, sep="/")

@@ -74,9 +74,9 @@ def test_the_quickstarts_pretraining_and_tuning_have_their_figures():
     assert (pretrain.steps, pretrain.batch_size) == (4_000, 32)
     assert (pretrain.optimizer.learning_rate, pretrain.optimizer.schedule) == (1e-3, "cosine")
     learner, optimizer = tune.learner, tune.learner.optimizer
-    assert (learner.steps, learner.groups_per_step, learner.samples_per_group) == (300, 16, 8)
+    assert (learner.steps, learner.groups_per_step, learner.samples_per_group) == (400, 16, 8)
     assert (optimizer.name, optimizer.learning_rate, optimizer.schedule) == (
-        "adamw", 2e-5, "constant"
+        "adamw", 1e-4, "constant"
     )  # fmt: skip
     assert learner.reinforce.use_samples == "all"
     assert tune.evaluation.every == 50
@@ -97,8 +97,9 @@ def test_quickstart_stages_fit_each_other_and_are_small(scenes):
 
 def test_the_quickstarts_encoder_is_the_shipped_detectors(scenes):
     config = quickstart("pretrain", *scenes).with_absolute_paths()
-    model = config.model.build(build_task(config.task))
-    ours = flatten_dict(_starting_params(config, model)["encoder"], sep="/")
+    task = build_task(config.task)
+    model = config.model.build(task)
+    ours = flatten_dict(_starting_params(config, model, task)["encoder"], sep="/")
     with np.load(config.initial_encoder) as file:
         stored = {name.removeprefix("params/"): file[name] for name in file.files}
     assert len(ours) > 10
