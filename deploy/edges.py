@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -123,8 +124,7 @@ def _join_ray(config: RunConfig, role: str) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address is None:
         address = _address_of(config)
-        # A Ray that a run has started on this machine wants the token of ~/.ray.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _use_token_of_this_machine()
     namespace = f"rewardtune-{config.name}"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -136,6 +136,16 @@ def _join_ray(config: RunConfig, role: str) -> None:
             f"no run {config.name} is at work in the Ray cluster at {address!r}: start it with "
             "`rewardtune tune` and the same config"
         )
+
+
+def _use_token_of_this_machine() -> None:
+    """A Ray that a run has started here wants the token of ~/.ray.
+
+    Ray reads the variable that says so when it is imported, so this process begins again with it.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _address_of(config: RunConfig) -> str:

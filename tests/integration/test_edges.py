@@ -22,6 +22,11 @@ from tests.runs import STEPS, Run
 WAIT = 240.0
 
 
+def own_environment() -> dict[str, str]:
+    """As of a new shell: the Ray of these tests leaves its mode behind."""
+    return {name: value for name, value in environment().items() if name != "RAY_AUTH_MODE"}
+
+
 class Command:
     """`rewardtune …` as a process of its own."""
 
@@ -29,7 +34,7 @@ class Command:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "deploy.cli", *arguments],
             cwd=directory,
-            env=environment() | (env or {}),
+            env=own_environment() | (env or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
