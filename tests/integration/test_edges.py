@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.config import RunConfig
 from deploy.run_directory import read_status
 from learner.metrics import read_metrics
+from protos.edge_client import Peer
+from protos.trajectory import Ticket
+from replay.redis_queue import RedisReplayQueue
+from replay.remote_queue import RemoteReplayQueue
 from tests.integration.test_commands import environment, write_config
+from tests.redis_server import MISSING, redis_server
 from tests.runs import STEPS, Run
 
 WAIT = 240.0
@@ -147,3 +153,38 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
         with np.load(final / "final.npz") as file:
             for name, expected in undisturbed.weights().items():
                 np.testing.assert_array_equal(file[name], expected, err_msg=name)
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+def test_a_queue_on_redis_is_served_without_ray(
+    tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig.model_validate(tiny_values)
+    path = write_config(tmp_path, tiny_values)
+    (tmp_path / "token").write_text("a-token")
+    with redis_server() as redis:
+        connection = redis.connect()
+        RedisReplayQueue(connection, config.name).create(config.queue_config(), "the tests")
+        where = ("--redis", redis.url, "--port", "0", "--token-file", "token")
+        server = Command(tmp_path, "serve", "replay", str(path), *where)
+        try:
+            queue = RemoteReplayQueue(
+                Peer(server.address(), token_file=tmp_path / "token", patience=10)
+            )
+            name, served = queue.run()
+            assert (name, RunConfig.model_validate_json(served).identity()) == (
+                config.name,
+                config.identity(),
+            )
+            leases = queue.lease("to_sample", 1, None, "s")
+            assert [Ticket.from_bytes(lease.payload).ordinal for lease in leases] == [0, 1]
+            with pytest.raises(ValueError, match="not a Sampled"):
+                queue.complete([(leases[0].id, b"\xff")])
+            queue.disconnect()
+            server.process.send_signal(signal.SIGTERM)
+            code, said = server.finish()
+        finally:
+            server.process.kill()
+            connection.close()
+    assert code == 0, said
+    assert "a-token" not in said
