@@ -173,8 +173,6 @@ class Learner:
             state, values = self._train_step(state, batch, frozen)
             fetched = {name: float(value) for name, value in values.items()}
             check_finite(fetched, done, [group.ordinal for group in groups])
-            # Means and maxima of nothing; status.json has no way to write them.
-            fetched = {name: value for name, value in fetched.items() if math.isfinite(value)}
             done += 1
             trained = time.monotonic()
             if self._measures_lagged(done, batch):
@@ -197,6 +195,8 @@ class Learner:
                 "seconds/publishing": time.monotonic() - measured,
                 "groups/stale_dropped": float(self._dropped),
             }
+            # Means and maxima of nothing are left out: status.json has no way to write them.
+            fetched = {name: value for name, value in fetched.items() if math.isfinite(value)}
             metrics.write(done, fetched)
             self.status |= {"step": done, "metrics": fetched}
             if last or done % config.checkpoint_every == 0 or stop.requested:

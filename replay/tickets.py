@@ -60,9 +60,11 @@ class TicketSource:
         return max(0, ordinal // self.groups_per_step - self.lag)
 
     def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
+        order = self._orders.get(epoch)
+        if order is None:
             bits = np.random.PCG64(seed_of(self.run_seed, "epoch", epoch))
             order = np.argsort(bits.random_raw(len(self.example_ids)), kind="stable")
-            self._orders = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
-            self._orders[epoch] = order
-        return self._orders[epoch]
+            # Replaced whole, so that other threads may read it at any time.
+            neighbours = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
+            self._orders = {**neighbours, epoch: order}
+        return order
