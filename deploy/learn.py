@@ -13,8 +13,9 @@ from deploy.runs import prepare_data
 from learner.packed_weights import VersionNotHeld
 from learner.remote_weights import RemoteWeights
 from learner.stop import StopRequest, TrainingInterrupted
+from learner.supervised import CHECKPOINTS_DIRECTORY
 from protos.edge_client import Peer
-from replay.queue import QueueClosed
+from replay.queue import QueueClosed, ReplayQueue
 from replay.remote_queue import RemoteReplayQueue
 from vision.models.checkpoint import load_npz, save_npz
 from vision.tasks.registry import build_task
@@ -25,7 +26,12 @@ SERVED_FILE = "served.json"
 
 
 def learn(
-    replay: Peer, weights: Peer, directory: Path, config: str | None, overrides: Sequence[str]
+    replay: Peer,
+    weights: Peer,
+    directory: Path,
+    config: str | None,
+    overrides: Sequence[str],
+    start_over: bool = False,
 ) -> dict[str, Any]:
     """Trains to the last step, and ends the run; the same call resumes. Returns the final status.
 
@@ -35,10 +41,12 @@ def learn(
       directory: where this learner keeps its checkpoints and metrics.
       config: a file; None: the config that the queue's server has.
       overrides: changes to it. What the numbers depend on must be as in the run.
+      start_over: without a checkpoint, begin a run anew that has been trained already.
 
     Raises:
       TrainingInterrupted: asked to stop, or the run was ended.
-      ConfigError: the queue is of another run than the config.
+      ConfigError: the queue is of another run than the config, or its run has been trained for
+        some steps that the directory knows nothing of.
       LearnerFenced, OutOfStepError, QueueUnavailable, WeightsUnavailable, ...: what ended it.
     """
     queue, store = RemoteReplayQueue(replay), RemoteWeights(weights)
@@ -60,6 +68,8 @@ def learn(
         prepare_data(run)
         task = build_task(run.task)
         with open_run_directory(run):
+            if not start_over:
+                check_goes_on(directory, queue, store)
             initial = _initial(run, task, store, directory)
             learner = build_learner(
                 run.model_copy(update={"name": name}), task, queue, store, directory, initial
@@ -76,6 +86,25 @@ def learn(
             f"stopped after step {result['step']}; the same command resumes while the run lives"
         )
     return result
+
+
+def check_goes_on(directory: Path, queue: ReplayQueue, store: RemoteWeights) -> None:
+    """A learner without a checkpoint would take a run at work back to its first step.
+
+    Raises:
+      ConfigError: the run has been trained, and the directory holds no checkpoint.
+    """
+    kept = directory / CHECKPOINTS_DIRECTORY
+    if kept.is_dir() and any(entry.name.isdigit() for entry in kept.iterdir()):
+        return
+    frontier, newest = queue.frontier(), store.newest_version()
+    acked = frontier.next_unacked + len(frontier.acked_above)
+    if acked or newest:
+        raise ConfigError(
+            f"{directory} holds no checkpoint, but the run has {acked} groups trained and its "
+            f"newest policy is {newest}: name the --directory that its learner had, or begin the "
+            "run anew with --start-over"
+        )
 
 
 def _initial(config: RunConfig, task: Task, store: RemoteWeights, directory: Path) -> Any:

@@ -19,6 +19,9 @@ def learn(
     directory: Annotated[
         Path, typer.Option(help="Keeps this learner's checkpoints and metrics.")
     ] = Path("runs/learner"),
+    start_over: Annotated[
+        bool, typer.Option(help="Without a checkpoint, begin a trained run anew.")
+    ] = False,
     token_env: Annotated[
         str | None, typer.Option(help="Environment variable with the servers' token.")
     ] = None,
@@ -54,5 +57,5 @@ def learn(
         )
 
     place = directory.absolute()
-    result = train(peer(replay), peer(weights), place, config, overrides or [])
+    result = train(peer(replay), peer(weights), place, config, overrides or [], start_over)
     console.print(f"finished after step {result['step']}; checkpoints: {directory}")
