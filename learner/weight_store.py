@@ -20,7 +20,7 @@ from learner.packed_weights import (
     pack_weights,
     unpack_weights,
 )
-from replay.fence import fenced
+from replay.fence import fenced, is_earlier
 
 
 class WeightStore:
@@ -38,7 +38,13 @@ class WeightStore:
         self._epoch: str | None = None
 
     async def fence(self, epoch: str) -> None:
-        """A learner takes over, with the epoch that the queue gave it: see `ReplayQueue.fence`."""
+        """A learner takes over, with the epoch that the queue gave it: see `ReplayQueue.fence`.
+
+        Raises:
+          LearnerFenced: a later learner of the same queue has taken over already.
+        """
+        if self._epoch is not None and is_earlier(epoch, self._epoch):
+            raise fenced(epoch)
         self._epoch = epoch
 
     async def publish(
@@ -127,12 +133,14 @@ class RayWeights:
         self._loaded: tuple[Manifest, dict[str, Any]] | None = None
         self._epoch: str | None = None
 
-    def _get(self, reference: Any, what: str) -> Any:
+    def _get(self, reference: Any, what: str, wait: float = 0.0) -> Any:
+        """The answer; `wait` are seconds that the store itself was asked to wait."""
+        timeout = self._timeout + wait
         try:
-            return ray.get(reference, timeout=self._timeout)
+            return ray.get(reference, timeout=timeout)
         except GetTimeoutError as error:
             raise WeightsUnavailable(
-                f"the weight store did not answer '{what}' within {self._timeout:g} s; is its "
+                f"the weight store did not answer '{what}' within {timeout:g} s; is its "
                 f"node overloaded or lost? The cluster has {ray.available_resources()} free"
             ) from error
         except RayActorError as error:
@@ -189,7 +197,8 @@ class RayWeights:
 
     def next_to_evaluate(self, wait: float) -> int | None:
         """See `WeightStore.next_to_evaluate`."""
-        version: int | None = self._get(self._handle.next_to_evaluate.remote(wait), "evaluation")
+        call = self._handle.next_to_evaluate.remote(wait)
+        version: int | None = self._get(call, "evaluation", wait)
         return version
 
     def evaluated(self, version: int) -> None:

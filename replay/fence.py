@@ -26,6 +26,15 @@ class Fence:
             raise fenced(epoch)
 
 
+def is_earlier(epoch: str, other: str) -> bool:
+    """Whether an epoch came before another one of the same queue; epochs of two have no order."""
+    queue, _, number = epoch.rpartition(".")
+    others, _, others_number = other.rpartition(".")
+    if queue != others or not (number.isdecimal() and others_number.isdecimal()):
+        return False
+    return int(number) < int(others_number)
+
+
 def fenced(epoch: str) -> LearnerFenced:
     """What a learner is told whose place was taken."""
     return LearnerFenced(

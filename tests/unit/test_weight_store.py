@@ -1,5 +1,6 @@
 """Published weights are what their manifest says, or are refused."""
 
+import asyncio
 import dataclasses
 
 import ml_dtypes
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from learner.packed_weights import WeightsError, flatten, pack_weights, unflatten, unpack_weights
+from learner.weight_store import RayWeights, WeightStore
+from replay.queue import LearnerFenced
 
 
 @pytest.fixture
@@ -116,3 +119,37 @@ def test_packing_float32_copies_nothing(params):
     assert np.shares_memory(
         arrays["encoder/block_0/kernel"], params["encoder"]["block_0"]["kernel"]
     )
+
+
+def test_an_earlier_learner_that_comes_late_does_not_take_the_store_back():
+    async def body():
+        store = WeightStore(keep=2)
+        for epoch in ("a.2", "a.10", "a.10"):
+            await store.fence(epoch)
+        with pytest.raises(LearnerFenced, match=r"the learner of epoch a\.2 is not the run's"):
+            await store.fence("a.2")
+        assert store._epoch == "a.10"
+        await store.fence("b.1")  # the queue was made anew, and counts anew
+        assert store._epoch == "b.1"
+
+    asyncio.run(body())
+
+
+def test_the_stores_own_wait_is_added_to_the_time_for_its_answer(monkeypatch):
+    timeouts = []
+
+    class Call:
+        def remote(self, *arguments):
+            return None
+
+    class Handle:
+        next_to_evaluate = newest_version = Call()
+
+    def get(reference, timeout):
+        timeouts.append(timeout)
+
+    monkeypatch.setattr("learner.weight_store.ray.get", get)
+    weights = RayWeights(Handle(), timeout=5.0)
+    weights.next_to_evaluate(20.0)
+    weights.newest_version()
+    assert timeouts == [25.0, 5.0]
