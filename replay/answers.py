@@ -26,8 +26,8 @@ class _Answer:
 class Answers:
     """Remembers by caller; in one event loop.
 
-    Invariant: a call of one number is computed at most once while it is remembered. One that failed
-    is forgotten, so that it can be tried again.
+    Invariant: a call of one number is computed at most once while it is remembered, which it is as
+    long as it is at work. One that failed is forgotten, so that it can be tried again.
     """
 
     def __init__(self) -> None:
@@ -68,9 +68,17 @@ class Answers:
         answer.size = len(answer.task.result())
         self._size += answer.size
         self._by_caller.move_to_end(caller)
-        while self._size > MAX_BYTES or len(self._by_caller) > MAX_CALLERS:
-            oldest = next(iter(self._by_caller))
-            self._forget(oldest, self._by_caller[oldest])
+        self._evict()
+
+    def _evict(self) -> None:
+        """Forgets the oldest answers beyond what may be kept; a call at work is not one yet."""
+        if self._size <= MAX_BYTES and len(self._by_caller) <= MAX_CALLERS:
+            return
+        for oldest, answer in list(self._by_caller.items()):
+            if answer.task.done():
+                self._forget(oldest, answer)
+            if self._size <= MAX_BYTES and len(self._by_caller) <= MAX_CALLERS:
+                return
 
     def _forget(self, caller: str, answer: _Answer) -> None:
         del self._by_caller[caller]

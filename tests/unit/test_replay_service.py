@@ -146,6 +146,34 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     asyncio.run(body())
 
 
+def test_a_call_at_work_is_not_forgotten_however_many_others_come(monkeypatch):
+    monkeypatch.setattr("replay.answers.MAX_CALLERS", 2)
+
+    async def body():
+        answers, go, computed = Answers(), asyncio.Event(), []
+
+        async def slow():
+            computed.append("slow")
+            await go.wait()
+            return b"slow"
+
+        async def quick():
+            return b"quick"
+
+        first = asyncio.ensure_future(answers.once("slow", 1, b"q", slow))
+        await asyncio.sleep(0)
+        for caller in "abcdefg":
+            await answers.once(caller, 1, b"q", quick)
+            await asyncio.sleep(0)
+        assert sorted(answers._by_caller) == ["g", "slow"]
+        again = asyncio.ensure_future(answers.once("slow", 1, b"q", slow))
+        await asyncio.sleep(0)
+        go.set()
+        assert (await first, await again, computed) == (b"slow", b"slow", ["slow"])
+
+    asyncio.run(body())
+
+
 # -- limits ---------------------------------------------------------------------------------------
 
 
