@@ -108,9 +108,15 @@ class TokenSource:
         return self._tokens
 
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What a call carries: the first token; None where there is none."""
-        tokens = self.tokens()
-        return (("authorization", _SCHEME + tokens[0].value),) if tokens else None
+        """What a call carries: the first token that has not ended; None where there is none.
+
+        Where all have ended it is the first, so that the server says so.
+        """
+        tokens, now = self.tokens(), time.time()
+        if not tokens:
+            return None
+        valid = (token for token in tokens if token.expires is None or token.expires > now)
+        return (("authorization", _SCHEME + next(valid, tokens[0]).value),)
 
     def _read(self, file: Path) -> tuple[Token, ...]:
         where = f"the file {file}"

@@ -66,3 +66,14 @@ def test_a_file_that_changes_is_read_again_and_one_that_breaks_is_not_believed(t
     assert source.metadata() == (("authorization", "Bearer second"),)
     assert "stay as they were" in caplog.text
     assert "second" not in caplog.text + repr(source.tokens())
+
+
+def test_a_client_sends_the_first_token_that_has_not_ended():
+    ended, later = "ended 2001-01-01T00:00:00Z", "later 9999-01-01T00:00:00Z"
+    for text, sent in {
+        f"{ended}\n{later}\nthird": "later",
+        f"{ended}\nthird\n{later}": "third",
+        f"{ended}\nalso 2002-01-01T00:00:00Z": "ended",
+    }.items():
+        assert TokenSource.of(text).metadata() == (("authorization", f"Bearer {sent}"),)
+    assert TokenSource.of(None).metadata() is None
