@@ -21,7 +21,14 @@ from protos.edge import MAX_MESSAGE_BYTES, Refused, Services
 from protos.trajectory import WireError, parse, read_failed, serialise
 from replay import wire
 from replay.answers import Answers
-from replay.queue import LearnerFenced, Lease, QueueClosed, QueueUnavailable, ReplayQueue
+from replay.queue import (
+    LearnerFenced,
+    Lease,
+    QueueClosed,
+    QueueUnavailable,
+    ReplayQueue,
+    Stage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +40,9 @@ SLICE_SECONDS = 1.0
 WAITING_THREADS, THREADS = 128, 16
 _KNOWN_LEASES = 100_000
 
-CheckPayload = Callable[[int | None, bytes], object]
-"""Told the ordinal of the lease (None: this server did not hand it out) and what was completed;
-raises `WireError` for what the run's next stage could not use."""
+CheckPayload = Callable[[int | None, Stage | None, bytes], object]
+"""Told ordinal and stage of the lease (None: this server did not hand it out) and what was
+completed; raises `WireError` for what the run's next stage could not use."""
 
 
 class ReplayService:
@@ -46,7 +53,7 @@ class ReplayService:
         queue: ReplayQueue,
         run: str,
         config: str = "{}",
-        check_payload: CheckPayload = lambda ordinal, payload: None,
+        check_payload: CheckPayload = lambda ordinal, stage, payload: None,
     ) -> None:
         """Prepares to answer.
 
@@ -62,7 +69,7 @@ class ReplayService:
         self._stopping = threading.Event()
         self._waiting = ThreadPoolExecutor(WAITING_THREADS, "replay-lease")
         self._threads = ThreadPoolExecutor(THREADS, "replay-call")
-        self._ordinals: OrderedDict[str, int] = OrderedDict()
+        self._known: OrderedDict[str, tuple[int, Stage]] = OrderedDict()
 
     def services(self) -> Services:
         """The methods, from bytes to bytes."""
@@ -138,9 +145,9 @@ class ReplayService:
             if size > MAX_MESSAGE_BYTES:
                 break
             groups.append(group)
-            self._ordinals[lease.id] = lease.ordinal
-        while len(self._ordinals) > _KNOWN_LEASES:
-            self._ordinals.popitem(last=False)
+            self._known[lease.id] = (lease.ordinal, lease.stage)
+        while len(self._known) > _KNOWN_LEASES:
+            self._known.popitem(last=False)
         left = [lease.id for lease in leases[len(groups) :]]
         if left:
             await self._ask(lambda: self._queue.release(left))
@@ -161,12 +168,12 @@ class ReplayService:
         message = parse(pb.CompleteRequest(), data)
         items = [(item.lease_id, item.payload) for item in message.items]
         for lease_id, payload in items:
-            self._check_payload(self._ordinals.get(lease_id), payload)
+            self._check_payload(*self._known.get(lease_id, (None, None)), payload)
 
         async def answer() -> bytes:
             done = await self._ask(lambda: self._queue.complete(items))
             for lease_id, _ in items:
-                self._ordinals.pop(lease_id, None)
+                self._known.pop(lease_id, None)
             return serialise(pb.CompleteResponse(completions=wire.completion_numbers(done)))
 
         return await self._once(message.call, data, answer)

@@ -9,6 +9,7 @@ from deploy.config import RunConfig
 from deploy.payloads import PayloadCheck
 from deploy.processes import ticket_source
 from protos.trajectory import Abstained, Sampled, Scored, ScoredGroup, WireError
+from replay.queue import Stage
 from vision.tasks.registry import build_task
 
 
@@ -23,16 +24,28 @@ def sampled(check, ordinal=5):
     checker, task = check
     ticket = checker._tickets.ticket(ordinal)
     tokens = np.zeros((2, task.max_length), np.int32)
-    return Sampled(ticket, tokens, np.zeros(tokens.shape, np.float32), ticket.policy_version, "jax")
+    version = ticket.policy_version or 0
+    return Sampled(ticket, tokens, np.zeros(tokens.shape, np.float32), version, "jax")
 
 
 def test_what_a_worker_of_the_run_makes_passes(check):
     checker, task = check
     group = sampled(check)
     arrays = {n: np.zeros(shape, np.float32) for n, shape in task.auxiliary_arrays.items()}
-    for ordinal in (5, None):
-        checker(ordinal, group.to_bytes())
-        checker(ordinal, ScoredGroup(group, (Scored(1.0, arrays), Abstained("no"))).to_bytes())
+    scored = ScoredGroup(group, (Scored(1.0, arrays), Abstained("no")))
+    for made, stage in ((group, Stage.TO_SAMPLE), (scored, Stage.TO_SCORE)):
+        checker(5, stage, made.to_bytes())
+        checker(None, None, made.to_bytes())  # leased from a server before this one
+
+
+def test_a_stage_is_completed_with_what_it_makes_and_nothing_else(check):
+    checker, _ = check
+    group = sampled(check)
+    scored = ScoredGroup(group, (Abstained("no"), Abstained("no")))
+    with pytest.raises(WireError, match="Sampled without tokens"):
+        checker(5, Stage.TO_SAMPLE, scored.to_bytes())
+    with pytest.raises(WireError, match="Sampled without ticket"):
+        checker(5, Stage.TO_SCORE, group.to_bytes())
 
 
 def test_what_would_break_the_next_stage_is_refused(check):
@@ -58,10 +71,30 @@ def test_what_would_break_the_next_stage_is_refused(check):
     }
     for reason, lie in lies.items():
         with pytest.raises(WireError, match=reason):
-            checker(5, lie.to_bytes())
+            checker(5, Stage.TO_SAMPLE, lie.to_bytes())
     with pytest.raises(WireError, match="not a Sampled"):
-        checker(5, b"\xff\xff")
+        checker(5, Stage.TO_SAMPLE, b"\xff\xff")
     name, shape = next(iter(task.auxiliary_arrays.items()))
-    odd = Scored(1.0, {name: np.zeros((*shape, 2), np.float32)})
-    with pytest.raises(WireError, match=f"sample 1: {name} is"):
-        checker(5, ScoredGroup(good, (Abstained("no"), odd)).to_bytes())
+    holes_in_it = np.zeros(shape, np.float32)
+    holes_in_it.flat[0] = np.inf
+    for reason, odd in {
+        f"sample 1: {name} is \\[": Scored(1.0, {name: np.zeros((*shape, 2), np.float32)}),
+        f"sample 1: {name} is not all finite": Scored(1.0, {name: holes_in_it}),
+        "sample 1: reward -1e\\+39 is not finite": Scored(-1e39),
+    }.items():
+        with pytest.raises(WireError, match=reason):
+            checker(5, Stage.TO_SCORE, ScoredGroup(good, (Abstained("no"), odd)).to_bytes())
+
+
+def test_a_policy_that_the_run_never_makes_is_refused_where_tickets_name_none(tiny_values):
+    replay = tiny_values["replay"] | {"mode": "async"}
+    config = RunConfig.model_validate(tiny_values | {"replay": replay})
+    task = build_task(config.task)
+    check = PayloadCheck(config, task, ticket_source(config, task)), task
+    good, steps = sampled(check), config.learner.steps
+    for version in (0, steps):
+        made = dataclasses.replace(good, policy_version=version)
+        check[0](5, Stage.TO_SAMPLE, made.to_bytes())
+    beyond = dataclasses.replace(good, policy_version=steps + 1)
+    with pytest.raises(WireError, match=f"policy {steps + 1}; this run's are 0 .. {steps}"):
+        check[0](5, Stage.TO_SAMPLE, beyond.to_bytes())

@@ -106,8 +106,8 @@ def test_mutated_messages_end_as_answers_or_refusals_and_the_server_lives():
 def test_payloads_that_the_run_cannot_use_are_refused_with_the_ordinal_of_their_lease():
     told = []
 
-    def check(ordinal, payload):
-        told.append((ordinal, payload))
+    def check(ordinal, stage, payload):
+        told.append((ordinal, stage, payload))
         if payload == b"a lie":
             raise WireError("tokens are a lie")
 
@@ -117,9 +117,13 @@ def test_payloads_that_the_run_cannot_use_are_refused_with_the_ordinal_of_their_
             client.complete([(one.id, b"good"), (two.id, b"a lie")])
         assert queue.stats().stages[Stage.TO_SAMPLE].leased == 2
         client.complete([(one.id, b"good")])
-        assert told == [(0, b"good"), (1, b"a lie"), (0, b"good")]
+        said = [(0, b"good"), (1, b"a lie"), (0, b"good")]
+        assert told == [(ordinal, "to_sample", payload) for ordinal, payload in said]
+        (scoring,) = client.lease("to_score", 1, None, "r")
+        client.complete([(scoring.id, b"scored")])
+        assert told[-1] == (0, "to_score", b"scored")
         assert client.complete([("unknown", b"good")]) == [Completion.TOO_LATE]
-        assert told[-1][0] is None
+        assert told[-1][:2] == (None, None)
 
 
 # -- who may call ---------------------------------------------------------------------------------
