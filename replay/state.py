@@ -84,7 +84,9 @@ class QueueState:
         self._items: dict[int, Item] = {}
         self._leases: dict[str, Lease] = {}
         self._deadlines: list[tuple[float, str]] = []
-        self._newest: dict[str, frozenset[str]] = {}  # what a worker was handed last
+        # What a worker was handed last, as far as it holds any of that. Names are the callers' to
+        # choose: one that is done leaves nothing here.
+        self._newest: dict[str, set[str]] = {}
         self._ready = {stage: Ready() for stage in Stage}
         self._next_unacked = frontier.next_unacked
         self._acked_above = set(frontier.acked_above)
@@ -108,7 +110,9 @@ class QueueState:
             ordinals = heapq.nsmallest(n, self._ready[stage].since)
         ttl = self._ttl[stage] if ttl is None else ttl
         leases = [self._hold(ordinal, ttl, worker, now) for ordinal in ordinals]
-        self._newest[worker] = frozenset(lease.id for lease in leases)
+        self._newest.pop(worker, None)
+        if leases:
+            self._newest[worker] = {lease.id for lease in leases}
         return leases
 
     def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
@@ -209,7 +213,7 @@ class QueueState:
                 continue
             item = self._items.pop(ordinal)
             if item.lease_id is not None:
-                del self._leases[item.lease_id]
+                self._forget(self._leases[item.lease_id])
             else:
                 del self._ready[Stage.TO_TRAIN].since[ordinal]
             self._acked_above.add(ordinal)
@@ -344,8 +348,16 @@ class QueueState:
         self._redelivered += lease.delivery > 1
         return lease
 
-    def _drop_lease(self, lease: Lease) -> Item:
+    def _forget(self, lease: Lease) -> None:
         del self._leases[lease.id]
+        newest = self._newest.get(lease.worker)
+        if newest is not None:
+            newest.discard(lease.id)
+            if not newest:
+                del self._newest[lease.worker]
+
+    def _drop_lease(self, lease: Lease) -> Item:
+        self._forget(lease)
         item = self._items[lease.ordinal]
         item.lease_id = None
         return item
@@ -355,7 +367,7 @@ class QueueState:
         self._ready[item.stage].add(lease.ordinal, now)
 
     def _take_back(self, lease: Lease, reason: str, now: float) -> None:
-        if lease.id in self._newest[lease.worker]:
+        if lease.id in self._newest.get(lease.worker, ()):
             self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
         else:
             self._give_back(lease, now)

@@ -107,3 +107,23 @@ def test_two_queues_of_one_run_have_no_lease_in_common():
         return await alive.complete([(lease.id, b"late") for lease in old])
 
     assert set(asyncio.run(run())) == {"too_late"}
+
+
+def test_a_worker_that_holds_nothing_leaves_nothing_behind():
+    async def run():
+        replay = queue(lag=15)
+        for number in range(4):  # each under a name of its own
+            assert await replay.lease("to_train", 8, None, f"idle{number}") == []
+            leases = await replay.lease("to_sample", 1, None, f"sampler{number}")
+            await replay.complete([(lease.id, b"sampled") for lease in leases])
+            first, *others = await replay.lease("to_score", 4, None, f"scorer{number}")
+            await replay.complete([(first.id, b"scored")])
+            assert set(replay._state._newest) == {f"scorer{number}"}
+            await replay.release([lease.id for lease in others[:-1]])
+            await replay.release_worker(f"scorer{number}", "gone")
+            assert replay._state._newest == {}
+        (step,) = await replay.lease("to_train", 1, None, "learner")
+        await replay.ack([step.ordinal])
+        return replay._state._newest
+
+    assert asyncio.run(run()) == {}
