@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from deploy.payloads import PayloadCheck
 from deploy.queues import join_queue
 from deploy.run_directory import RunDirectoryError, read_status
 from deploy.runs import prepare_data
-from learner.packed_weights import VersionNotHeld
+from learner.packed_weights import VersionNotHeld, flatten
 from learner.weight_store import RayWeights
 from learner.weights_service import WeightsService
 from protos.edge import EdgeOptions, EdgeServer, Services, stop_on_signals
@@ -71,17 +71,21 @@ def serve_weights(config: RunConfig, options: EdgeOptions) -> int:
     _join_ray(config, processes.WEIGHTS)
     actor = processes.actor_name(config, processes.WEIGHTS)
     store = RayWeights(ray.get_actor(actor), config.cluster.reply_seconds)
-    service = WeightsService(store, _shapes(store))
+    service = WeightsService(store, _shapes(config, store))
     what = f"the weights of {config.name}"
     return asyncio.run(_serve(service, options, what, lambda: not _at_work(actor)))
 
 
-def _shapes(store: RayWeights) -> Mapping[str, tuple[int, ...]] | None:
-    """Of the run's parameters, as far as it has published any."""
+def _shapes(config: RunConfig, store: RayWeights) -> Mapping[str, Sequence[int]]:
+    """Of the run's parameters: those it has published, or until then those of its model."""
     try:
         return store.manifest(None).shapes
     except VersionNotHeld:
-        return None
+        from vision.models.sequence import abstract_params  # this edge needs JAX only here
+
+        prepare_data(config)
+        model = config.model.build(build_task(config.task))
+        return {name: array.shape for name, array in flatten(abstract_params(model)).items()}
 
 
 async def _serve(
