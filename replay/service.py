@@ -168,7 +168,8 @@ class ReplayService:
         message = parse(pb.CompleteRequest(), data)
         items = [(item.lease_id, item.payload) for item in message.items]
         for lease_id, payload in items:
-            self._check_payload(*self._known.get(lease_id, (None, None)), payload)
+            ordinal, stage = self._known.get(lease_id, (None, None))
+            self._check_payload(ordinal, stage, payload)
 
         async def answer() -> bytes:
             done = await self._ask(lambda: self._queue.complete(items))
