@@ -132,7 +132,8 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
         assert "a-guess" not in said
         first = run.learn(*addresses)
         give_up = time.monotonic() + WAIT
-        while run.trained() < 4:  # a checkpoint is written after three
+        # A checkpoint is written after three of six: killed while or after it is, another goes on.
+        while run.trained() < 3:
             assert first.process.poll() is None, first.finish()
             assert time.monotonic() < give_up
             time.sleep(0.05)
