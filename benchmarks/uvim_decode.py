@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.models.uvim_checkpoint import unflatten
+from vision.models.arrays import unflatten
 from vision.models.uvim_config import (
     PANOPTIC_PLANES,
     Plane,

@@ -17,11 +17,12 @@ from deploy.payloads import PayloadCheck
 from deploy.queues import join_queue
 from deploy.run_directory import RunDirectoryError, read_status
 from deploy.runs import prepare_data
-from learner.packed_weights import VersionNotHeld, flatten
+from learner.packed_weights import VersionNotHeld
 from learner.weight_store import RayWeights
 from learner.weights_service import WeightsService
 from protos.edge import EdgeOptions, EdgeServer, Services, stop_on_signals
 from replay.service import ReplayService
+from vision.models.arrays import flatten
 from vision.tasks.registry import build_task
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ import pytest
 
 from deploy.config import RunConfig
 from deploy.edges import _shapes
-from learner.packed_weights import flatten, pack_weights
+from learner.packed_weights import pack_weights
 from tests.edges import MemoryWeights
+from vision.models.arrays import flatten
 from vision.models.sequence import init_params
 from vision.tasks.registry import build_task
 

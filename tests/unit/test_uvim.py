@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision.models.arrays import CheckpointError, CheckpointMismatch
+from vision.models.arrays import CheckpointError, CheckpointMismatch, flatten
 from vision.models.config import ModelConfigError
 from vision.models.presets import model_config
 from vision.models.quantizer import (
@@ -29,7 +29,7 @@ from vision.models.uvim import (
     encode_planes,
     init_stage_one,
 )
-from vision.models.uvim_checkpoint import flatten, load_stage_one, save_stage_one
+from vision.models.uvim_checkpoint import load_stage_one, save_stage_one
 from vision.models.uvim_config import (
     COLOR_PLANES,
     PANOPTIC_PLANES,

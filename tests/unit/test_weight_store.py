@@ -7,9 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from learner.packed_weights import WeightsError, flatten, pack_weights, unflatten, unpack_weights
+from learner.packed_weights import WeightsError, pack_weights, unpack_weights
 from learner.weight_store import RayWeights, WeightStore
 from replay.queue import LearnerFenced
+from vision.models.arrays import flatten, unflatten
 
 
 @pytest.fixture

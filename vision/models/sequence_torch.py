@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vision.models.arrays import flatten
 from vision.models.config import ModelConfig
 from vision.models.encoder_torch import (
     encode,
@@ -28,7 +29,6 @@ from vision.models.encoder_torch import (
     out_arrays,
     projection_arrays,
 )
-from vision.models.uvim_checkpoint import flatten
 
 # Keys and values of one layer, each [..., heads, positions, head_dim].
 KeysValues = tuple[Tensor, Tensor]

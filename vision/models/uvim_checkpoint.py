@@ -14,7 +14,9 @@ from vision.models.arrays import (
     CheckpointMismatch,
     Dtype,
     fit_arrays,
+    flatten,
     read_arrays,
+    unflatten,
     write_arrays,
 )
 from vision.models.uvim_config import UvimConfig, is_of_decoder, stage_one_shapes
@@ -74,29 +76,6 @@ def load_stage_one(
         )
     params = {name: value for name, value in fitted.items() if not name.startswith(STATE)}
     return {"params": unflatten(params), "state": state}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one dict of paths with slashes."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def _present_name(name: str) -> str:

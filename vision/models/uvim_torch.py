@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision.models.arrays import flatten
 from vision.models.encoder_torch import encode, encoder_arrays, linear, linear_arrays
 from vision.models.resample import linear_weights
-from vision.models.uvim_checkpoint import flatten
 from vision.models.uvim_config import HEAD, UvimConfig
 
 CONTEXT = "ctx_dec_embedding"
