@@ -66,7 +66,7 @@ class Worker:
 
     def begin(self) -> None:
         """Starts the actor."""
-        name = self.name if not self.restarts else f"{self.name}-{self.restarts}"
+        name = self.name if not self.restarts else f"{self.name}.{self.restarts}"
         self.handle = self.start(name)
         self.started = self.handle.describe.remote()
         self.since = time.monotonic()

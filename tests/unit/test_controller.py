@@ -32,7 +32,7 @@ def make_controller(directory, on_status):
     )
     config.directory.mkdir()
     controller = Controller(config, NamedTask(), on_status)
-    controller._workers = [Worker("learner", "learner", lambda name: None)]
+    controller._pool.workers = [Worker("learner", "learner", lambda name: None)]
     queue = QueueState(
         QueueConfig(groups_per_step=2, block=2), lambda o: Ticket(o, "a", 0, 0, None).to_bytes()
     )
