@@ -17,6 +17,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Makes the shipped checkpoints anew, from their seeds: all, or NAMES="quickstart_captioning ...".
 pretrain: $(READY)
