@@ -14,12 +14,14 @@ from typing import Any
 import ray
 
 from deploy import processes
+from deploy.bottleneck import find_bottleneck
 from deploy.cluster import actor_options, check_placement, connect
 from deploy.config import RunConfig
 from deploy.logs import warnings_to_file
 from deploy.outside import OutsideLearner, publish_initial
 from deploy.pool import Pool, run_requests
 from deploy.queues import RunQueue, start_queue
+from deploy.recent import Recent
 from deploy.reward_hacking import RewardHackingWatch
 from deploy.run_directory import write_status
 from deploy.run_status import run_status
@@ -53,6 +55,7 @@ class Controller:
         self._queue: RunQueue | None = None
         self._interruptions = 0
         self._hacking = RewardHackingWatch(config.directory, task.headline)
+        self._recent = Recent()
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
         """Tunes until the last step or a request to stop; returns the learner's final status.
@@ -184,6 +187,8 @@ class Controller:
         status["cluster"] = ray.get_runtime_context().gcs_address  # for `rewardtune serve`
         if self._queue is not None:
             status["queue"] |= self._queue.status()
+        status |= self._recent.observe(status, time.monotonic())
+        status["bottleneck"] = find_bottleneck(status).to_json()
         return status
 
     def _report_end(self) -> None:

@@ -81,7 +81,12 @@ class _Process:
     def describe(self) -> dict[str, Any]:
         """Where this process is; answers once it is ready to run."""
         context = ray.get_runtime_context()
-        return {"worker": self.worker, "pid": os.getpid(), "node": context.get_node_id()}
+        return {
+            "worker": self.worker,
+            "pid": os.getpid(),
+            "node": context.get_node_id(),
+            "address": ray.util.get_node_ip_address(),
+        }
 
     def weights(self) -> Any:
         """The weight store's client."""

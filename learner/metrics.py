@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_DIRECTORY = "tensorboard"
+SECONDS_PREFIX = "seconds/"
 
 
 class MetricsWriter:
@@ -95,3 +96,13 @@ def _keep_up_to(path: Path, step: int) -> None:
     beside = path.with_suffix(".tmp")
     beside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.replace(beside, path)
+
+
+def add_seconds(total: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by part, with those of one more step (`seconds/PART`); `total` stays as it is."""
+    step = {
+        name.removeprefix(SECONDS_PREFIX): value
+        for name, value in metrics.items()
+        if name.startswith(SECONDS_PREFIX)
+    }
+    return {**total, **{part: total.get(part, 0.0) + more for part, more in step.items()}}

@@ -19,7 +19,7 @@ from learner.checkpoints import CheckpointError, Checkpoints
 from learner.config import TuneConfig
 from learner.group_batches import TrainingGroup, group_batch, reward_parts
 from learner.mesh import make_mesh
-from learner.metrics import MetricsWriter
+from learner.metrics import MetricsWriter, add_seconds
 from learner.mismatch import LaggedMismatch
 from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
@@ -152,6 +152,7 @@ class Learner:
         stop: StopRequest,
     ) -> None:
         config, done = self._config, int(state.step)
+        self.status |= {"step": done, "resumed": done, "seconds": {}}
         frozen = self._initial if config.reinforce.kl_weight else None
         while done < config.steps and not stop.requested:
             self.status |= {"state": "waiting", "step": done}
@@ -198,7 +199,12 @@ class Learner:
             # Means and maxima of nothing are left out: status.json has no way to write them.
             fetched = {name: value for name, value in fetched.items() if math.isfinite(value)}
             metrics.write(done, fetched)
-            self.status |= {"step": done, "metrics": fetched}
+            self.status |= {
+                "step": done,
+                "metrics": fetched,
+                "seconds": add_seconds(self.status["seconds"], fetched),
+                "dropped": self._dropped,
+            }
             if last or done % config.checkpoint_every == 0 or stop.requested:
                 self._save(checkpoints, state, policies, self._queue.frontier())
         if done not in checkpoints.steps():
