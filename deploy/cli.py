@@ -14,11 +14,12 @@ from rich.table import Table
 
 from deploy.cli_config import ConfigPath, Overrides, read_config
 from deploy.cli_output import AsJson, console, friendly, print_metrics
-from deploy.cluster import add_working_directory_to_path, compilation_cache
+from deploy.environment import add_working_directory_to_path, compilation_cache
 from deploy.learn_command import learn
 from deploy.score_commands import score_app
 from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
+from deploy.status_command import status
 
 app = typer.Typer(
     add_completion=False,
@@ -141,23 +142,6 @@ def analyze(
 
 @app.command()
 @friendly
-def status(
-    run: Annotated[Path, typer.Argument(help="A run's directory, runs/NAME.")],
-    as_json: AsJson = False,
-) -> None:
-    """What a run is doing."""
-    from deploy.run_directory import read_status
-    from deploy.status import show_status
-
-    values = read_status(run)
-    if as_json:
-        print(json.dumps(values, indent=1))
-    else:
-        show_status(console, values)
-
-
-@app.command()
-@friendly
 def gc(
     url: Annotated[str, typer.Option(help="Redis, such as redis://HOST:6379/0.")],
     run: Annotated[
@@ -218,6 +202,7 @@ def demo(
 
 
 app.command()(friendly(learn))
+app.command()(friendly(status))
 app.command("simulate")(friendly(simulate_runs))
 
 

@@ -27,6 +27,8 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except typer.Exit:  # a command's own exit code
+            raise
         except KeyboardInterrupt as error:
             print(f"rewardtune: {error or 'interrupted'}", file=sys.stderr)
             raise typer.Exit(130) from None

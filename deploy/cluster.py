@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import ray
 
 from deploy.config import ClusterConfig, thread_environment
+from deploy.environment import compilation_cache
 from replay.resources import Resources
 
 logger = logging.getLogger(__name__)
@@ -102,13 +102,6 @@ def actor_options(resources: Resources, name: str) -> dict[str, Any]:
     return options
 
 
-def compilation_cache() -> dict[str, str]:
-    """Where JAX keeps compiled programs, for all processes of a machine and the next run."""
-    variable = "JAX_COMPILATION_CACHE_DIR"
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewardtune" / "xla"
-    return {variable: os.environ.get(variable, str(default))}
-
-
 def check_placement(requests: Sequence[Request], config: ClusterConfig) -> None:
     """Finds requests that no node could ever meet, and a cluster too small for one of each role.
 
@@ -190,9 +183,3 @@ def describe_nodes(nodes: Sequence[Mapping[str, Any]]) -> str:
         shown = f" with labels {labels}" if labels else ""
         lines.append(f"node {node['NodeManagerAddress']} has {amounts}{shown}")
     return "The cluster: " + ("; ".join(lines) or "no node")
-
-
-def add_working_directory_to_path() -> None:
-    """Lets a user's own reward stand in the directory where the command is typed."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deploy.config import RunConfig
+if TYPE_CHECKING:  # heavy, and not needed to read a status
+    from deploy.config import RunConfig
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
@@ -24,7 +25,7 @@ class RunDirectoryError(RuntimeError):
 
 
 @contextmanager
-def open_run_directory(config: RunConfig, overwrite: bool = False) -> Iterator[Path]:
+def open_run_directory(config: "RunConfig", overwrite: bool = False) -> Iterator[Path]:
     """Makes runs/NAME or goes on with it, locked against a second run, its config written.
 
     Raises:
@@ -74,7 +75,9 @@ def _remove_run(directory: Path) -> None:
             path.unlink()
 
 
-def _write_config(config: RunConfig, directory: Path) -> None:
+def _write_config(config: "RunConfig", directory: Path) -> None:
+    from deploy.config import RunConfig
+
     path = directory / CONFIG_FILE
     if path.exists():
         before = RunConfig.model_validate(yaml.safe_load(path.read_text()))
@@ -98,12 +101,14 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
     return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
 
 
-def read_run(directory: Path) -> RunConfig:
+def read_run(directory: Path) -> "RunConfig":
     """The config of an existing run.
 
     Raises:
       RunDirectoryError: there is no run.
     """
+    from deploy.config import RunConfig
+
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise RunDirectoryError(f"{directory}: no run here (no {CONFIG_FILE})")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.report.records import RunRecords
+from deploy.status import told_apart
 
 SECONDS_PREFIX = "seconds/"
 WAITING = "waiting"
@@ -67,15 +68,6 @@ def kinds_of_time(timings: Sequence[ProcessTime]) -> list[str]:
     """What the processes did; waiting last, so that in a chart work starts at one line."""
     kinds = dict.fromkeys(kind for time in timings for kind in time.seconds)
     return sorted(kinds, key=lambda kind: kind == WAITING)
-
-
-def told_apart(worker: Mapping[str, Any]) -> dict[str, float]:
-    """What a worker's `working` seconds went into, as far as its status says: parts above 0.
-
-    A sampler tells its loading of weights, a reward worker what `rewards.reward.Group.seconds` has.
-    """
-    parts = {"loading weights": worker.get("loading_weights", 0.0), **worker.get("parts", {})}
-    return {part: float(seconds) for part, seconds in parts.items() if seconds > 0}
 
 
 def _worker_seconds(worker: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,125 @@
+"""`rewardtune status`: what runs are doing, from their directories.
+
+Nothing heavy is imported: a status is asked for often, and answers at once.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from deploy.cli_output import AsJson, console
+from deploy.run_directory import STATUS_FILE, RunDirectoryError, read_status
+from deploy.status import headline, is_over, render_runs, render_status, show_status
+
+LOOK_SECONDS = 1.0
+# Where no terminal draws over what was there before, a line that often.
+LINE_SECONDS = 10.0
+RUNS = Path("runs")
+
+Status = Mapping[str, Any]
+
+
+def status(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run's directory or name; without it, all runs are listed."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every second, until the run ends.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a run is doing, how fast, and what holds it up."""
+    if run is None:
+        if watch:
+            raise RunDirectoryError("--watch: name the run to watch")
+        _list(list(_below(RUNS)), as_json)
+        return
+    if watch:
+        raise typer.Exit(_watch(lambda: read_status(find_run(run)), as_json))
+    found = read_status(find_run(run))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        show_status(console, found)
+
+
+def find_run(run: str) -> Path:
+    """The directory of a run that is named by it, or by its name.
+
+    Raises:
+      RunDirectoryError: it is not there.
+    """
+    places = [Path(run), RUNS / run]
+    for place in places:
+        if (place / STATUS_FILE).is_file():
+            return place
+    known = ", ".join(path.parent.name for path in sorted(RUNS.glob(f"*/{STATUS_FILE}")))
+    raise RunDirectoryError(
+        f"no status of {run!r}: there is no {' nor '.join(f'{p}/{STATUS_FILE}' for p in places)}; "
+        f"runs with a status here: {known or 'none'}"
+    )
+
+
+def _below(runs: Path) -> Iterator[Status]:
+    for path in sorted(runs.glob(f"*/{STATUS_FILE}")):
+        yield read_status(path.parent)
+
+
+def _list(statuses: list[Status], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(statuses, indent=1))
+    elif statuses:
+        console.print(render_runs(statuses))
+    else:
+        console.print("no runs", highlight=False)
+
+
+def _watch(look: Callable[[], Status], as_json: bool) -> int:
+    """Shows a run until it is over; returns 1 where it failed, or is no longer there."""
+    if as_json:
+        shown = _watch_json(look)
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for shown in _statuses(look):
+                live.update(render_status(shown), refresh=True)
+    else:
+        shown = _watch_lines(look)
+    return 0 if shown["state"] in ("finished", "stopped") else 1
+
+
+def _statuses(look: Callable[[], Status]) -> Iterator[Status]:
+    """One a second; the last is of a run that is over."""
+    while True:
+        found = look()
+        yield found
+        if is_over(found):
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _watch_json(look: Callable[[], Status]) -> Status:
+    told = None
+    for shown in _statuses(look):
+        if shown["time"] != told:
+            print(json.dumps(shown), flush=True)
+        told = shown["time"]
+    return shown
+
+
+def _watch_lines(look: Callable[[], Status]) -> Status:
+    """Two lines now and then, where something has changed; at the end the whole status."""
+    last, told = float("-inf"), None
+    for shown in _statuses(look):
+        news = (shown["state"], shown["step"])
+        if news != told and time.monotonic() - last >= LINE_SECONDS:
+            print(headline(shown))
+            print(f"  {shown['bottleneck']['sentence']}", flush=True)
+            last, told = time.monotonic(), news
+    show_status(console, shown)
+    return shown
