@@ -29,7 +29,17 @@ def read_config(path: str | Path, overrides: Sequence[str], model: type[Model]) 
       ConfigError: with one line for each fault: the dotted key, the value, what would be right.
     """
     source = _locate(Path(path))
-    values = _read_yaml(source)
+    return validate_config(_read_yaml(source), overrides, model, str(source))
+
+
+def validate_config(
+    values: dict[str, Any], overrides: Sequence[str], model: type[Model], source: str
+) -> Model:
+    """Applies overrides to what was read from `source`, and validates the whole.
+
+    Raises:
+      ConfigError: as `read_config`.
+    """
     for override in overrides:
         _apply_override(values, override)
     try:

@@ -89,7 +89,9 @@ class Controller:
             store = (
                 ray.remote(WeightStore)
                 .options(**self._service_options(processes.WEIGHTS))
-                .remote(versions + SPARE_VERSIONS, config.evaluation.every)
+                .remote(
+                    versions + SPARE_VERSIONS, config.evaluation.every, config.model_dump_json()
+                )
             )
             try:
                 yield run_queue, store

@@ -4,8 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -16,18 +15,22 @@ from deploy.config_file import ConfigError
 from deploy.payloads import PayloadCheck
 from deploy.queues import join_queue
 from deploy.run_directory import RunDirectoryError, read_status
+from deploy.run_watch import RunWatch, reach
 from deploy.runs import prepare_data
+from deploy.same_run import check_same_run
 from learner.packed_weights import VersionNotHeld
 from learner.weight_store import RayWeights
 from learner.weights_service import WeightsService
 from protos.edge import EdgeOptions, EdgeServer, Services, stop_on_signals
+from replay.queue import ReplayQueue
 from replay.service import ReplayService
+from rewards.facts import task_facts
 from vision.models.arrays import flatten
 from vision.tasks.registry import build_task
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS, ANSWER_SECONDS = 2.0, 10.0
+LOOK_SECONDS = 2.0
 
 
 class _Service(Protocol):
@@ -42,39 +45,66 @@ def serve_replay(config: RunConfig, options: EdgeOptions) -> int:
     """Serves the queue of a run that is at work; returns the exit code.
 
     Raises:
-      ConfigError: no such run is at work.
+      ConfigError: no such run is at work, or it has another config.
       EdgeError: it cannot listen.
+      RunLost: its Ray was out of reach for too long.
     """
     prepare_data(config)
     task = build_task(config.task)
     tickets = processes.ticket_source(config, task)
     in_ray = config.replay.url is None
-    if in_ray:
-        _join_ray(config, processes.QUEUE)
-    actor = processes.actor_name(config, processes.QUEUE)
+    store = _join_ray(config) if in_ray else None
+    queue = join_queue(config, lambda: tickets, processes.actor_name(config, processes.QUEUE))
+    run = _check_run(config, store.run_config() if store else queue_run_config(queue))
     service = ReplayService(
-        join_queue(config, lambda: tickets, actor),
+        queue,
         config.name,
-        config.model_dump_json(),
-        PayloadCheck(config, task, tickets),
+        run.model_dump_json(),
+        PayloadCheck(run, task, tickets, lambda: _trained(queue)),
+        task_facts(task),
     )
-    ended = (lambda: not _at_work(actor)) if in_ray else (lambda: False)
-    return asyncio.run(_serve(service, options, f"the queue of {config.name}", ended))
+    watch = _watch(config) if in_ray else None
+    return asyncio.run(_serve(service, options, f"the queue of {config.name}", watch))
 
 
 def serve_weights(config: RunConfig, options: EdgeOptions) -> int:
     """Serves the weight store of a run that is at work; returns the exit code.
 
     Raises:
-      ConfigError: no such run is at work.
+      ConfigError: no such run is at work, or it has another config.
       EdgeError: it cannot listen.
+      RunLost: its Ray was out of reach for too long.
     """
-    _join_ray(config, processes.WEIGHTS)
-    actor = processes.actor_name(config, processes.WEIGHTS)
-    store = RayWeights(ray.get_actor(actor), config.cluster.reply_seconds)
+    store = _join_ray(config)
+    _check_run(config, store.run_config())
     service = WeightsService(store, _shapes(config, store))
-    what = f"the weights of {config.name}"
-    return asyncio.run(_serve(service, options, what, lambda: not _at_work(actor)))
+    return asyncio.run(_serve(service, options, f"the weights of {config.name}", _watch(config)))
+
+
+def queue_run_config(queue: ReplayQueue) -> str:
+    """The config that a queue on Redis was made with, as JSON."""
+    from replay.redis_queue import RedisReplayQueue
+
+    assert isinstance(queue, RedisReplayQueue)
+    return queue.run_config()
+
+
+def _check_run(config: RunConfig, told: str) -> RunConfig:
+    """The run's own config, as it told it."""
+    run = RunConfig.model_validate_json(told)
+    check_same_run(config, run, f"the run {run.name} that is at work")
+    return run
+
+
+def _trained(queue: ReplayQueue) -> int:
+    stats = queue.stats()
+    return stats.acked - stats.dropped
+
+
+def _watch(config: RunConfig) -> RunWatch:
+    actor = processes.actor_name(config, processes.WEIGHTS)
+    address = ray.get_runtime_context().gcs_address
+    return RunWatch(lambda: _at_work(actor), lambda: reach(address))
 
 
 def _shapes(config: RunConfig, store: RayWeights) -> Mapping[str, Sequence[int]]:
@@ -89,17 +119,14 @@ def _shapes(config: RunConfig, store: RayWeights) -> Mapping[str, Sequence[int]]
         return {name: array.shape for name, array in flatten(abstract_params(model)).items()}
 
 
-async def _serve(
-    service: _Service, options: EdgeOptions, what: str, ended: Callable[[], bool]
-) -> int:
-    """Serves until a signal, or until the run has ended."""
+async def _serve(service: _Service, options: EdgeOptions, what: str, watch: RunWatch | None) -> int:
+    """Serves until a signal, or until the run has ended, where something tells that."""
     stop = stop_on_signals()
     server = EdgeServer(service.services(), options)
     address = await server.start()
     print(f"serving {what} at {address}", flush=True)
     logger.info("%s is served at %s", what, address)
-    looking = ThreadPoolExecutor(1, "run")
-    while not stop.is_set() and not await _has_ended(ended, looking):
+    while not stop.is_set() and not (watch is not None and await watch.has_ended()):
         try:
             await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
         except TimeoutError:
@@ -111,17 +138,8 @@ async def _serve(
     return 0
 
 
-async def _has_ended(ended: Callable[[], bool], thread: ThreadPoolExecutor) -> bool:
-    """Whether the run has ended; with it its Ray, if the run had started one, answers no more."""
-    looked = asyncio.get_running_loop().run_in_executor(thread, ended)
-    try:
-        return await asyncio.wait_for(looked, ANSWER_SECONDS)
-    except TimeoutError:
-        return True
-
-
-def _join_ray(config: RunConfig, role: str) -> None:
-    """Joins the Ray of a run.
+def _join_ray(config: RunConfig) -> RayWeights:
+    """Joins the Ray of a run; returns its weight store.
 
     Raises:
       ConfigError: it is not there, or the run is not in it.
@@ -136,11 +154,13 @@ def _join_ray(config: RunConfig, role: str) -> None:
         ray.init(address=address, namespace=namespace, **options)
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
-    if not _at_work(processes.actor_name(config, role)):
+    actor = processes.actor_name(config, processes.WEIGHTS)  # the last that a run starts
+    if not _at_work(actor):
         raise ConfigError(
             f"no run {config.name} is at work in the Ray cluster at {address!r}: start it with "
             "`rewardtune tune` and the same config"
         )
+    return RayWeights(ray.get_actor(actor), config.cluster.reply_seconds)
 
 
 def _use_token_of_this_machine() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config import RunConfig
-from deploy.config_file import ConfigError, read_config
+from deploy.config_file import ConfigError
+from deploy.joining import check_task, joined_config
 from deploy.processes import build_learner, load_initial
-from deploy.run_directory import open_run_directory, write_atomically
+from deploy.run_directory import open_run_directory
 from deploy.runs import prepare_data
 from learner.packed_weights import VersionNotHeld
 from learner.remote_weights import RemoteWeights
@@ -22,7 +23,6 @@ from vision.tasks.registry import build_task
 from vision.tasks.task import Task, token_names
 
 INITIAL_FILE = "initial.npz"
-SERVED_FILE = "served.json"
 
 
 def learn(
@@ -45,28 +45,22 @@ def learn(
 
     Raises:
       TrainingInterrupted: asked to stop, or the run was ended.
-      ConfigError: the queue is of another run than the config, or its run has been trained for
-        some steps that the directory knows nothing of.
+      ConfigError: the queue is of another run than the config, or its data is another here, or
+        its run has been trained for some steps that the directory knows nothing of.
       LearnerFenced, OutOfStepError, QueueUnavailable, WeightsUnavailable, ...: what ended it.
     """
     queue, store = RemoteReplayQueue(replay), RemoteWeights(weights)
     with ExitStack() as connections, StopRequest() as stop:
         connections.callback(queue.disconnect)
         connections.callback(store.disconnect)
-        name, served = queue.run()
-        directory.mkdir(parents=True, exist_ok=True)
-        if config is None:
-            write_atomically(directory / SERVED_FILE, served)
-            config = str(directory / SERVED_FILE)
-        run = read_config(config, overrides, RunConfig)
-        if run.name != name:
-            raise ConfigError(
-                f"the config is of the run {run.name}, {replay.address} serves {name}"
-            )
+        served = queue.run()
+        run = joined_config(served, replay.address, config, overrides)
+        name = run.name
         # Its directory is this learner's own: the run's may be on another machine.
         run = run.model_copy(update={"runs": directory.parent, "name": directory.name})
         prepare_data(run)
         task = build_task(run.task)
+        check_task(task, served, replay.address)
         with open_run_directory(run):
             if not start_over:
                 check_goes_on(directory, queue, store)
@@ -78,7 +72,9 @@ def learn(
                 result: dict[str, Any] = learner.run(stop)
             except QueueClosed as error:
                 step = learner.status["step"]
-                raise TrainingInterrupted(f"the run was ended at step {step}: {error}") from error
+                raise TrainingInterrupted(
+                    f"the run was ended at step {step}, and a checkpoint of it is left: {error}"
+                ) from error
         if result["state"] == "finished":
             queue.close()
     if result["state"] != "finished":

@@ -1,5 +1,7 @@
 """What workers outside may put into a run's queue: only what the run's next stage can use."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from deploy.config import RunConfig
@@ -17,27 +19,42 @@ class PayloadCheck:
     A ticket is a pure function of its ordinal, so a group that is not of this run is known by it.
     """
 
-    def __init__(self, config: RunConfig, task: Task, tickets: TicketSource) -> None:
-        self._task, self._tickets = task, tickets
-        self._steps = config.learner.steps
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        tickets: TicketSource,
+        trained: Callable[[], int],
+    ) -> None:
+        """Prepares to check.
+
+        Args:
+          config: of the run.
+          task: of the run.
+          tickets: of the run.
+          trained: asks how many groups have been, which tells the newest policy. It is asked when
+            a group claims a newer one than was known before.
+        """
+        self._task, self._tickets, self._trained = task, tickets, trained
+        self._newest = 0
+        self._groups_per_step, self._steps = config.learner.groups_per_step, config.learner.steps
         self._shape = (config.learner.samples_per_group, task.max_length)
 
-    def __call__(self, ordinal: int | None, stage: Stage | None, payload: bytes) -> None:
+    def __call__(self, ordinal: int, stage: Stage, payload: bytes) -> None:
         """Checks a completed group.
 
         Args:
-          ordinal: of its lease; None: not known here.
-          stage: of its lease, which says what it must be; None: not known here, then it may be
-            what either stage makes.
+          ordinal: of its lease.
+          stage: of its lease, which says what it must be.
           payload: its bytes.
 
         Raises:
           WireError: as it says.
         """
-        scored = _scored(stage, payload)
+        scored = ScoredGroup.from_bytes(payload) if stage is Stage.TO_SCORE else None
         sampled = Sampled.from_bytes(payload) if scored is None else scored.sampled
         ticket = sampled.ticket
-        if ordinal is not None and ticket.ordinal != ordinal:
+        if ticket.ordinal != ordinal:
             raise WireError(f"the lease is of ordinal {ordinal}, the group of {ticket.ordinal}")
         if ticket != self._tickets.ticket(ticket.ordinal):
             raise WireError(f"ordinal {ticket.ordinal}: the ticket is not of this run")
@@ -46,14 +63,22 @@ class PayloadCheck:
                 f"ordinal {ticket.ordinal}: sampled with policy {sampled.policy_version}, its "
                 f"ticket says {ticket.policy_version}"
             )
-        if not 0 <= sampled.policy_version <= self._steps:
-            raise WireError(
-                f"ordinal {ticket.ordinal}: sampled with policy {sampled.policy_version}; this "
-                f"run's are 0 .. {self._steps} (learner.steps)"
-            )
+        self._check_published(sampled)
         self._check_arrays(sampled)
         if scored is not None:
             self._check_outcomes(scored)
+
+    def _check_published(self, sampled: Sampled) -> None:
+        version = sampled.policy_version
+        if version > self._newest:
+            # A policy is published before the groups that it was trained on are acknowledged.
+            newest = self._trained() // self._groups_per_step + 1
+            self._newest = min(newest, self._steps)
+        if not 0 <= version <= self._newest:
+            raise WireError(
+                f"ordinal {sampled.ticket.ordinal}: sampled with policy {version}; this run's "
+                f"are 0 .. {self._newest} by now"
+            )
 
     def _check_arrays(self, sampled: Sampled) -> None:
         where, tokens = f"ordinal {sampled.ticket.ordinal}", sampled.tokens
@@ -90,21 +115,3 @@ class PayloadCheck:
                     )
                 if not np.isfinite(values).all():
                     raise WireError(f"{where}: {name} is not all finite")
-
-
-def _scored(stage: Stage | None, payload: bytes) -> ScoredGroup | None:
-    """The scored group; None: it is to be a sampled one, or may be.
-
-    Bytes of one message are not valid ones of the other.
-
-    Raises:
-      WireError: a reward worker's lease was completed with something else.
-    """
-    if stage is Stage.TO_SAMPLE:
-        return None
-    try:
-        return ScoredGroup.from_bytes(payload)
-    except WireError:
-        if stage is Stage.TO_SCORE:
-            raise
-        return None

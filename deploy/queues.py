@@ -77,7 +77,8 @@ def start_queue(
     connection.on_waiting = on_waiting
     try:
         queue = RedisReplayQueue(connection, config.name)
-        queue.create(config.queue_config(), f"{socket.gethostname()}:{config.directory}")
+        owner = f"{socket.gethostname()}:{config.directory}"
+        queue.create(config.queue_config(), owner, config.model_dump_json())
         yield RunQueue(queue, connection)
     finally:
         connection.close()

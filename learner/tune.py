@@ -23,6 +23,7 @@ from learner.metrics import MetricsWriter, add_seconds
 from learner.mismatch import LaggedMismatch
 from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
+from learner.packed_weights import WeightsUnavailable
 from learner.pretrain import CHECKPOINTS_DIRECTORY, model_apply
 from learner.stop import StopRequest
 from learner.train_state import (
@@ -32,7 +33,7 @@ from learner.train_state import (
     make_train_step,
 )
 from protos.trajectory import ScoredGroup
-from replay.queue import Frontier, Lease, ReplayQueue, Stage
+from replay.queue import Frontier, Lease, QueueClosed, QueueUnavailable, ReplayQueue, Stage
 from vision.models.checkpoint import save_npz
 from vision.models.config import ModelConfig
 from vision.tasks.task import Task, token_names
@@ -111,6 +112,8 @@ class Learner:
             config.groups_per_step // (config.microbatches * config.devices),
         )
         self._epoch: str | None = None
+        # The last step's state, and what had been trained and dropped by then.
+        self._trained: tuple[TrainState, Frontier]
         self._dropped = 0
         self._empty_steps = 0
         self.status: dict[str, Any] = {"step": 0, "steps": config.steps, "state": "starting"}
@@ -137,11 +140,22 @@ class Learner:
                 self._epoch = self._queue.fence()
                 self._weights.fence(self._epoch)
                 for version, params in policies:
-                    last = version == self._config.steps
-                    self._weights.publish(version, params, self._config.weights_dtype, last)
+                    self._send(version, params)
                 self._queue.restart(frontier, self._epoch)
-                self._loop(state, policies, checkpoints, metrics, stop)
+                self._trained = state, frontier
+                try:
+                    self._loop(state, policies, checkpoints, metrics, stop)
+                except (QueueClosed, QueueUnavailable, WeightsUnavailable):
+                    # A run that ends, or is out of reach, costs no step that has been trained.
+                    self._save_trained(checkpoints, policies)
+                    raise
         return self.status
+
+    def _save_trained(self, checkpoints: Checkpoints, policies: deque[tuple[int, Any]]) -> None:
+        state, frontier = self._trained
+        if int(state.step) not in checkpoints.steps():
+            self._save(checkpoints, state, policies, frontier)
+            checkpoints.wait()
 
     def _loop(
         self,
@@ -175,6 +189,8 @@ class Learner:
             fetched = {name: float(value) for name, value in values.items()}
             check_finite(fetched, done, [group.ordinal for group in groups])
             done += 1
+            frontier = self._trained[1].with_acked([group.ordinal for group in groups])
+            self._trained = state, frontier
             trained = time.monotonic()
             if self._measures_lagged(done, batch):
                 versions = [group.version for group in groups]
@@ -182,7 +198,7 @@ class Learner:
             measured = time.monotonic()
             last = done == config.steps
             if last or done % config.publish_every == 0:
-                self._publish(done, state.params, policies, last)
+                self._publish(done, state.params, policies)
             self._queue.ack([group.ordinal for group in groups], epoch=self._epoch)
             rate = config.optimizer.learning_rate * float(self._schedule(done - 1))
             # A part must not take the place of a metric of ours.
@@ -242,6 +258,8 @@ class Learner:
             if stale:
                 self._dropped += len(stale)
                 self._queue.ack([], dropped=stale, epoch=self._epoch)
+                state, frontier = self._trained
+                self._trained = state, frontier.with_acked([], stale)
         return sorted(groups, key=lambda group: group.ordinal)
 
     def _check_in_step(self, step: int, leases: list[Lease]) -> None:
@@ -300,12 +318,20 @@ class Learner:
             "groups/quarantined": float(quarantined),
         }
 
-    def _publish(
-        self, version: int, params: Any, policies: deque[tuple[int, Any]], last: bool
-    ) -> None:
+    def _publish(self, version: int, params: Any, policies: deque[tuple[int, Any]]) -> None:
         host = jax.device_get(params)
         policies.append((version, host))
-        self._weights.publish(version, host, self._config.weights_dtype, last)
+        self._send(version, host)
+
+    def _send(self, version: int, params: Any) -> None:
+        """Publishes a policy; the first and the last one exactly, since they are kept.
+
+        A learner elsewhere begins from the first, and a run writes the last one as its result.
+        """
+        last = version == self._config.steps
+        exact = last or version == 0
+        dtype = "float32" if exact else self._config.weights_dtype
+        self._weights.publish(version, params, dtype, last)
 
     def _resume(
         self, checkpoints: Checkpoints

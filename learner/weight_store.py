@@ -29,13 +29,28 @@ class WeightStore:
     Runs inside a Ray actor; asyncio makes it the single writer of its state.
     """
 
-    def __init__(self, keep: int, evaluate_every: int = 0):
+    def __init__(self, keep: int, evaluate_every: int = 0, run_config: str = ""):
+        """Begins with no version.
+
+        Args:
+          keep: how many of the newest to hold.
+          evaluate_every: versions between evaluations; 0: none.
+          run_config: the run's config as JSON, for those who join it.
+        """
+        self._run_config = run_config
         self._keep = keep
         self._evaluate_every = evaluate_every
         self._versions: dict[int, tuple[Manifest, list[ray.ObjectRef]]] = {}
         self._to_evaluate: list[int] = []
         self._changed = asyncio.Condition()
         self._epoch: str | None = None
+        # Of this epoch: the newest version. A learner's versions ascend, so another that is not
+        # above is an upload that was begun before, and comes late.
+        self._published: int | None = None
+
+    async def run_config(self) -> str:
+        """The run's config as JSON."""
+        return self._run_config
 
     async def fence(self, epoch: str) -> None:
         """A learner takes over, with the epoch that the queue gave it: see `ReplayQueue.fence`.
@@ -45,7 +60,8 @@ class WeightStore:
         """
         if self._epoch is not None and is_earlier(epoch, self._epoch):
             raise fenced(epoch)
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self._published = epoch, None
 
     async def publish(
         self,
@@ -56,13 +72,19 @@ class WeightStore:
     ) -> None:
         """Takes over a version; `last` marks the run's final one, which is always evaluated.
 
+        A learner's repetition of a version that it has published changes nothing, however late it
+        comes.
+
         Raises:
-          LearnerFenced: the epoch is given, and not the last one.
+          LearnerFenced: a learner has taken over, and the epoch is not its own.
         """
+        if self._is_repeated(manifest.version, epoch):
+            return
         reference = await asyncio.to_thread(ray.put, dict(arrays))
         async with self._changed:
-            if epoch is not None and epoch != self._epoch:
-                raise fenced(epoch)
+            if self._is_repeated(manifest.version, epoch):  # meanwhile
+                return
+            self._published = manifest.version
             self._forget_after(manifest.version)
             self._versions[manifest.version] = (manifest, [reference])
             due = self._evaluate_every and (manifest.version % self._evaluate_every == 0 or last)
@@ -70,6 +92,12 @@ class WeightStore:
                 self._to_evaluate.append(manifest.version)
             self._forget_old()
             self._changed.notify_all()
+
+    def _is_repeated(self, version: int, epoch: str | None) -> bool:
+        """Whether this learner has published it already."""
+        if epoch != self._epoch:
+            raise fenced(epoch or "that is not told")
+        return epoch is not None and self._published is not None and version <= self._published
 
     def _forget_after(self, version: int) -> None:
         """A learner that went back to a checkpoint makes what it had published after it anew."""
@@ -172,6 +200,11 @@ class RayWeights:
         """Publishes what someone else packed."""
         call = self._handle.publish.remote(manifest, arrays, last, epoch)
         self._get(call, f"publish {manifest.version}")
+
+    def run_config(self) -> str:
+        """The run's config as JSON."""
+        told: str = self._get(self._handle.run_config.remote(), "run config")
+        return told
 
     def manifest(self, version: int | None) -> Manifest:
         """What a version is (None: the newest)."""

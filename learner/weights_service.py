@@ -30,6 +30,7 @@ from protos import weights_pb2 as pb
 from protos.edge import Download, Refused, Services, Upload
 from protos.trajectory import WireError, parse, serialise
 from replay.queue import LearnerFenced
+from replay.waits import Waits
 from replay.wire import read_name, read_seconds
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class WeightsService:
         self._store, self._most = store, most
         self._shapes = None if shapes is None else {n: tuple(s) for n, s in shapes.items()}
         self._threads = ThreadPoolExecutor(THREADS, "weights")
+        self._waits = Waits("weights-wait")
+        self._stopping = False
         self._kept: OrderedDict[tuple[int, int], Mapping[str, np.ndarray]] = OrderedDict()
 
     def services(self) -> Services:
@@ -118,10 +121,12 @@ class WeightsService:
         }
 
     def stop(self) -> None:
-        """Nothing waits here for long."""
+        """Ends waits; to be called before the server stops."""
+        self._stopping = True
 
     def close(self) -> None:
         """Ends the threads, when the server has stopped; one that hangs is not waited for."""
+        self._waits.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _newest(self, data: bytes) -> bytes:
@@ -209,7 +214,12 @@ class WeightsService:
     async def _next_to_evaluate(self, data: bytes) -> bytes:
         message = parse(pb.GetNextToEvaluateRequest(), data)
         wait = read_seconds("wait", message.wait, MAX_WAIT)
-        version = await self._ask(lambda: self._store.next_to_evaluate(wait))
+        version = await self._waits.until_found(
+            wait,
+            self._store.next_to_evaluate,
+            self._ask,
+            lambda found: found is not None or self._stopping,
+        )
         return serialise(pb.GetNextToEvaluateResponse(version=version))
 
     async def _finish_evaluation(self, data: bytes) -> bytes:
@@ -222,10 +232,11 @@ class WeightsService:
         versions = await self._ask(self._store.to_evaluate)
         return serialise(pb.ListToEvaluateResponse(versions=versions))
 
-    async def _ask(self, ask: Callable[[], T]) -> T:
+    async def _ask(self, ask: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
         """What the store says, with its refusals as statuses."""
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+            return await loop.run_in_executor(threads or self._threads, ask)
         except VersionNotHeld as error:
             raise Refused(grpc.StatusCode.NOT_FOUND, str(error)) from error
         except WeightsUnavailable as error:

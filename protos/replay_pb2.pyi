@@ -75,12 +75,21 @@ class GetRunRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetRunResponse(_message.Message):
-    __slots__ = ("name", "config")
+    __slots__ = ("name", "config", "task")
+    class TaskEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     name: str
     config: str
-    def __init__(self, name: _Optional[str] = ..., config: _Optional[str] = ...) -> None: ...
+    task: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., config: _Optional[str] = ..., task: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
     __slots__ = ("call", "stage", "count", "ttl", "worker", "wait", "epoch")
@@ -241,7 +250,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("stages", "out", "window", "room", "acked", "dropped", "finished", "quarantined", "redelivered", "expired", "expired_by_worker", "too_late", "last_reasons", "closed")
+    __slots__ = ("stages", "out", "window", "room", "acked", "dropped", "finished", "quarantined", "redelivered", "expired", "expired_by_worker", "too_late", "last_reasons", "closed", "held_by_worker")
     class StageStats(_message.Message):
         __slots__ = ("stage", "ready", "leased", "oldest_wait", "wait_p50", "wait_p95")
         STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +273,13 @@ class GetStatsResponse(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class HeldByWorkerEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     STAGES_FIELD_NUMBER: _ClassVar[int]
     OUT_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +294,7 @@ class GetStatsResponse(_message.Message):
     TOO_LATE_FIELD_NUMBER: _ClassVar[int]
     LAST_REASONS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    HELD_BY_WORKER_FIELD_NUMBER: _ClassVar[int]
     stages: _containers.RepeatedCompositeFieldContainer[GetStatsResponse.StageStats]
     out: int
     window: int
@@ -292,7 +309,8 @@ class GetStatsResponse(_message.Message):
     too_late: int
     last_reasons: _containers.RepeatedScalarFieldContainer[str]
     closed: bool
-    def __init__(self, stages: _Optional[_Iterable[_Union[GetStatsResponse.StageStats, _Mapping]]] = ..., out: _Optional[int] = ..., window: _Optional[int] = ..., room: _Optional[int] = ..., acked: _Optional[int] = ..., dropped: _Optional[int] = ..., finished: bool = ..., quarantined: _Optional[int] = ..., redelivered: _Optional[int] = ..., expired: _Optional[int] = ..., expired_by_worker: _Optional[_Mapping[str, int]] = ..., too_late: _Optional[int] = ..., last_reasons: _Optional[_Iterable[str]] = ..., closed: bool = ...) -> None: ...
+    held_by_worker: _containers.ScalarMap[str, int]
+    def __init__(self, stages: _Optional[_Iterable[_Union[GetStatsResponse.StageStats, _Mapping]]] = ..., out: _Optional[int] = ..., window: _Optional[int] = ..., room: _Optional[int] = ..., acked: _Optional[int] = ..., dropped: _Optional[int] = ..., finished: bool = ..., quarantined: _Optional[int] = ..., redelivered: _Optional[int] = ..., expired: _Optional[int] = ..., expired_by_worker: _Optional[_Mapping[str, int]] = ..., too_late: _Optional[int] = ..., last_reasons: _Optional[_Iterable[str]] = ..., closed: bool = ..., held_by_worker: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class GetQuarantineRequest(_message.Message):
     __slots__ = ()

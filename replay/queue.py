@@ -7,11 +7,14 @@ All calls are batched, because a call costs about as much as its contents.
 
 import enum
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from protos.trajectory import FailureKind
+
+SEEN_SECONDS = 60.0
+"""A worker that has asked for no work for so long, and holds none, is not there any more."""
 
 
 class Stage(enum.StrEnum):
@@ -79,6 +82,27 @@ class Lease:
         return self.payload is None
 
 
+def make_lease_id(incarnation: str, count: int, stage: Stage, ordinal: int) -> str:
+    """The id of a queue's lease number `count`; it says what it is of, see `read_lease_id`."""
+    return f"{incarnation}.{count}.{_NUMBERS[stage]}.{ordinal}"
+
+
+def read_lease_id(lease_id: str) -> tuple[Stage, int] | None:
+    """Stage and ordinal of a lease, by its id; None: no queue makes such an id.
+
+    An id that was made up may say anything, but nobody holds it.
+    """
+    *_, number, ordinal = ["", *lease_id.split(".")]
+    stage = _STAGES.get(number)
+    if stage is None or not ordinal.isascii() or not ordinal.isdecimal() or len(ordinal) > 20:
+        return None
+    return stage, int(ordinal)
+
+
+_NUMBERS = {stage: str(number) for number, stage in enumerate(Stage, 1)}
+_STAGES = {number: stage for stage, number in _NUMBERS.items()}
+
+
 @dataclass(frozen=True)
 class Frontier:
     """What has been trained: enough to restart the queue, and the same as rewinding it.
@@ -102,6 +126,15 @@ class Frontier:
             )
         if not 0 <= self.dropped <= self.next_unacked + len(above):
             raise ValueError(f"frontier {self}: more dropped than acked")
+
+    def with_acked(self, ordinals: Iterable[int], dropped: Collection[int] = ()) -> "Frontier":
+        """What it is after an `ack` of these, none of which it has acked yet."""
+        above = {*self.acked_above, *ordinals, *dropped}
+        next_unacked = self.next_unacked
+        while next_unacked in above:
+            above.remove(next_unacked)
+            next_unacked += 1
+        return Frontier(next_unacked, tuple(sorted(above)), self.dropped + len(dropped))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a checkpoint."""
@@ -154,6 +187,8 @@ class Stats:
       finished: the run's `total_groups` are trained.
       quarantined, redelivered, expired, too_late: events since this queue started.
       expired_by_worker: expired leases by their worker: one that rises is dead, stopped or stuck.
+      held_by_worker: leases that each worker holds; 0 for one that has none, but has asked within
+        the last `SEEN_SECONDS`.
       last_reasons: why the latest deliveries failed, newest last.
       closed: the run is over.
     """
@@ -172,6 +207,7 @@ class Stats:
     too_late: int
     last_reasons: tuple[str, ...]
     closed: bool = False
+    held_by_worker: Mapping[str, int] = field(default_factory=dict)
 
 
 class ReplayQueue(Protocol):

@@ -19,6 +19,7 @@
 -- STAGE:waits  list of the latest waits
 -- quarantine, reasons    lists of what was given up and why deliveries failed
 -- expired      hash: worker -> expired leases
+-- seen         sorted set: workers by when they last asked for work, within some seconds
 
 local meta = KEYS[1]
 local base = string.sub(meta, 1, -5)
@@ -27,6 +28,7 @@ local STAGES = {'to_sample', 'to_score', 'to_train'}
 local NUMBERS = {to_sample = 1, to_score = 2, to_train = 3}
 local SAMPLE, TRAIN = 1, 3
 local KEPT_WAITS, KEPT_QUARANTINED, KEPT_REASONS = 1024, 1000, 20
+local SEEN_SECONDS, SEEN_STEP = 60, 20  -- the first as replay/queue.py has it
 local REPLY_SECONDS = 3600
 local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS = 1, 2, 3, 4, 5, 6  -- of an item
 local ORDINAL, WORKER, TTL, CALL = 1, 3, 4, 6                             -- of a lease, and STAGE = 2
@@ -296,6 +298,16 @@ end
 local function epoch() return run.incarnation .. '.' .. whole(run.fences or 0) end
 local function is_fenced(given) return given ~= '' and given ~= epoch() end
 
+-- A worker asks often while it waits: that is written down now and then.
+local function see(worker)
+  local before = tonumber(call('ZSCORE', key('seen'), worker) or nil)
+  if before and now - before < SEEN_STEP then return end
+  begin_writing()
+  if full then return end
+  call('ZADD', key('seen'), exact(now), worker)
+  call('ZREMRANGEBYSCORE', key('seen'), '-inf', exact(now - SEEN_SECONDS - SEEN_STEP))
+end
+
 local operations = {}
 
 function operations.lease(arguments)
@@ -310,6 +322,7 @@ function operations.lease(arguments)
       .. 'together', worker, whole(n), whole(run.window))}
   end
   expire()
+  see(worker)
   local before, ids, fields = remembered() or {}, {}, {}
   load_leases(before)
   for _, id in ipairs(before) do  -- what this request was given and still holds
@@ -343,7 +356,7 @@ function operations.lease(arguments)
     take_ready(ordinal, stage)
     later('RPUSH', of_stage(stage, 'waits'), exact(now - item[SINCE]))
     run.lease_count = run.lease_count + 1
-    local id = run.incarnation .. '.' .. whole(run.lease_count)
+    local id = run.incarnation .. '.' .. whole(run.lease_count) .. '.' .. stage .. '.' .. field
     local lease = {ordinal, stage, worker, ttl, now + ttl, first}
     item[LEASE] = id
     put_item(ordinal, item)
@@ -530,7 +543,7 @@ function operations.create(arguments)
   end
   begin_writing()
   forget_unacked()
-  clear({'meta', 'quarantine', 'reasons', 'expired'})
+  clear({'meta', 'quarantine', 'reasons', 'expired', 'seen'})
   call('HSET', meta, 'owner', owner, 'seen', exact(now), 'next_unacked', 0, 'dropped', 0,
        'next_block', 0, 'lease_count', 0, unpack(arguments, 3))
   return {'ok'}
@@ -566,11 +579,22 @@ function operations.stats()
   end
   local counters = call('HMGET', meta, 'quarantined', 'redelivered', 'expired', 'too_late')
   for i = 1, 4 do counters[i] = tonumber(counters[i]) or 0 end
+  local held, flat = {}, {}
+  local lately = exact(now - SEEN_SECONDS - SEEN_STEP)
+  for _, worker in ipairs(call('ZRANGEBYSCORE', key('seen'), lately, '+inf')) do held[worker] = 0 end
+  for _, packed in ipairs(call('HVALS', key('leases'))) do
+    local worker = cmsgpack.unpack(packed)[WORKER]
+    held[worker] = (held[worker] or 0) + 1
+  end
+  for worker, leases_of_it in pairs(held) do
+    table.insert(flat, worker)
+    table.insert(flat, leases_of_it)
+  end
   return {'ok', {stages, call('HLEN', key('items')), run.window,
                  whole(run.next_unacked + call('ZCARD', key('acked'))), whole(run.dropped),
                  whole(made_up_for()), run.total and whole(run.total) or false, counters,
                  call('HGETALL', key('expired')), call('LRANGE', key('reasons'), 0, -1),
-                 run.closed == 1 and 1 or 0}}
+                 run.closed == 1 and 1 or 0, flat}}
 end
 
 local arguments = {}

@@ -79,8 +79,13 @@ class RedisReplayQueue:
         self._requests = 0
         self._lock = threading.Lock()
 
-    def create(self, config: QueueConfig, owner: str) -> None:
+    def create(self, config: QueueConfig, owner: str, run_config: str = "") -> None:
         """Makes the run's queue anew, empty from ordinal 0, whatever was there.
+
+        Args:
+          config: of the queue.
+          owner: tells a controller from others, and is the same when it comes again.
+          run_config: the run's config as JSON, for those who join it.
 
         Raises:
           RunTaken: a controller of another `owner` is at work on it.
@@ -94,11 +99,28 @@ class RedisReplayQueue:
             "ttl1": config.sample_ttl,
             "ttl2": config.score_ttl,
             "ttl3": config.train_ttl,
+            "run_config": run_config,
         }
         if config.total_groups is not None:
             settings["total"] = config.total_groups
         pairs = [part for pair in settings.items() for part in pair]
         self._call("create", owner, OWNER_SECONDS, *pairs)
+
+    def run_config(self) -> str:
+        """The run's config as JSON, as `create` was given it.
+
+        Raises:
+          QueueUnavailable: there is no such run, or Redis does not answer.
+        """
+
+        def look(client: redis.Redis, again: bool) -> bytes | None:
+            found: Any = client.hget(self._meta, "run_config")
+            return found
+
+        told = self.connection.run("hget", look)
+        if told is None:
+            raise self._no_such_run()
+        return bytes(told).decode()
 
     def lease(
         self,
@@ -159,7 +181,7 @@ class RedisReplayQueue:
         stages, out, window, acked, dropped, made_up_for, total, counters, expired, *rest = (
             self._call("stats")
         )
-        reasons, closed = rest
+        reasons, closed, held = rest
         quarantined, redelivered, expired_count, too_late = counters
         return Stats(
             stages={
@@ -181,6 +203,9 @@ class RedisReplayQueue:
             too_late=too_late,
             last_reasons=tuple(reason.decode() for reason in reasons),
             closed=bool(closed),
+            held_by_worker={
+                worker.decode(): count for worker, count in zip(held[::2], held[1::2], strict=True)
+            },
         )
 
     def quarantine(self) -> list[Quarantined]:
@@ -256,7 +281,10 @@ class RedisReplayQueue:
                 f"{results[0].decode()}; give this run another name with name=NAME, or wait "
                 f"{OWNER_SECONDS:g} s after that one has ended"
             )
-        raise QueueUnavailable(
+        raise self._no_such_run()
+
+    def _no_such_run(self) -> QueueUnavailable:
+        return QueueUnavailable(
             f"Redis at {self.connection.name} holds no queue of the run {self._run}: it was "
             "removed, or Redis lost its data. The run resumes from its last checkpoint"
         )

@@ -10,7 +10,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import grpc
 
@@ -30,6 +31,22 @@ from replay.queue import (
     Stats,
 )
 
+
+@dataclass(frozen=True)
+class ServedRun:
+    """The run that a server serves.
+
+    Attributes:
+      name: of the run.
+      config: its config as JSON.
+      task: what a worker's task must agree on with the run's, each by its name.
+    """
+
+    name: str
+    config: str
+    task: Mapping[str, str]
+
+
 LONGEST_WAIT = 30.0
 # Beside the items of a message: its call, and a few bytes for each item.
 _OVERHEAD, _PER_ITEM = 1024, 128
@@ -48,10 +65,10 @@ class RemoteReplayQueue:
         self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._numbers = threading.local()
 
-    def run(self) -> tuple[str, str]:
-        """The run's name, and its config as JSON."""
+    def run(self) -> ServedRun:
+        """The run that is served."""
         answer = parse(pb.GetRunResponse(), self._ask("GetRun", pb.GetRunRequest()))
-        return answer.name, answer.config
+        return ServedRun(answer.name, answer.config, dict(answer.task))
 
     def lease(
         self,

@@ -4,11 +4,8 @@ It holds nothing of the run: what a lost server knew, leases included, is in the
 """
 
 import asyncio
-import logging
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -22,27 +19,25 @@ from protos.trajectory import WireError, parse, read_failed, serialise
 from replay import wire
 from replay.answers import Answers
 from replay.queue import (
+    Completion,
     LearnerFenced,
     Lease,
     QueueClosed,
     QueueUnavailable,
     ReplayQueue,
     Stage,
+    read_lease_id,
 )
-
-logger = logging.getLogger(__name__)
+from replay.waits import Waits
 
 T = TypeVar("T")
 
 MAX_COUNT = 65536
-# A wait is cut into pieces, so that a server that stops takes no group with it.
-SLICE_SECONDS = 1.0
-WAITING_THREADS, THREADS = 128, 16
-_KNOWN_LEASES = 100_000
+THREADS = 16
 
-CheckPayload = Callable[[int | None, Stage | None, bytes], object]
-"""Told ordinal and stage of the lease (None: this server did not hand it out) and what was
-completed; raises `WireError` for what the run's next stage could not use."""
+CheckPayload = Callable[[int, Stage, bytes], object]
+"""Told ordinal and stage of the lease and what was completed, in a thread; raises `WireError` for
+what the run's next stage could not use."""
 
 
 class ReplayService:
@@ -54,6 +49,7 @@ class ReplayService:
         run: str,
         config: str = "{}",
         check_payload: CheckPayload = lambda ordinal, stage, payload: None,
+        task: Mapping[str, str] | None = None,
     ) -> None:
         """Prepares to answer.
 
@@ -62,14 +58,15 @@ class ReplayService:
           run: its name.
           config: its config as JSON, for callers that have none.
           check_payload: of what workers complete.
+          task: what a worker's task must agree on with the run's, each by its name.
         """
         self._queue, self._run, self._config = queue, run, config
+        self._task = dict(task or {})
         self._check_payload = check_payload
         self._answers = Answers()
         self._stopping = threading.Event()
-        self._waiting = ThreadPoolExecutor(WAITING_THREADS, "replay-lease")
+        self._waits = Waits("replay-lease")
         self._threads = ThreadPoolExecutor(THREADS, "replay-call")
-        self._known: OrderedDict[str, tuple[int, Stage]] = OrderedDict()
 
     def services(self) -> Services:
         """The methods, from bytes to bytes."""
@@ -99,12 +96,13 @@ class ReplayService:
     def close(self) -> None:
         """Ends the threads, when the server has stopped; one that hangs is not waited for."""
         self.stop()
-        self._waiting.shutdown(wait=False, cancel_futures=True)
+        self._waits.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _get_run(self, data: bytes) -> bytes:
         parse(pb.GetRunRequest(), data)
-        return serialise(pb.GetRunResponse(name=self._run, config=self._config))
+        answer = pb.GetRunResponse(name=self._run, config=self._config, task=self._task)
+        return serialise(answer)
 
     async def _lease(self, data: bytes) -> bytes:
         message = parse(pb.LeaseRequest(), data)
@@ -118,20 +116,18 @@ class ReplayService:
             raise WireError(f"count is {message.count}; at most {MAX_COUNT} may be leased at once")
         epoch = message.epoch if message.HasField("epoch") else None
 
-        def lease() -> list[Lease]:
-            until = time.monotonic() + wait
-            while True:
-                left = max(0.0, until - time.monotonic())
-                piece = min(left, SLICE_SECONDS)
-                found = self._queue.lease(stage, message.count, ttl, worker, piece, epoch)
-                if self._stopping.is_set():
-                    self._queue.release([one.id for one in found])
-                    raise Refused(grpc.StatusCode.UNAVAILABLE, "the server stops; ask again")
-                if found or left <= piece:
-                    return found
+        def lease(seconds: float) -> list[Lease]:
+            found = self._queue.lease(stage, message.count, ttl, worker, seconds, epoch)
+            if self._stopping.is_set():
+                self._queue.release([one.id for one in found])
+                raise Refused(grpc.StatusCode.UNAVAILABLE, "the server stops; ask again")
+            return found
 
         async def answer() -> bytes:
-            found = await self._ask(lease, self._waiting if wait else self._threads)
+            if wait:
+                found = await self._waits.until_found(wait, lease, self._ask, bool)
+            else:
+                found = await self._ask(lambda: lease(0.0))
             return await self._fitting(found)
 
         return await self._once(message.call, data, answer)
@@ -145,9 +141,6 @@ class ReplayService:
             if size > MAX_MESSAGE_BYTES:
                 break
             groups.append(group)
-            self._known[lease.id] = (lease.ordinal, lease.stage)
-        while len(self._known) > _KNOWN_LEASES:
-            self._known.popitem(last=False)
         left = [lease.id for lease in leases[len(groups) :]]
         if left:
             await self._ask(lambda: self._queue.release(left))
@@ -167,17 +160,35 @@ class ReplayService:
     async def _complete(self, data: bytes) -> bytes:
         message = parse(pb.CompleteRequest(), data)
         items = [(item.lease_id, item.payload) for item in message.items]
-        for lease_id, payload in items:
-            ordinal, stage = self._known.get(lease_id, (None, None))
-            self._check_payload(ordinal, stage, payload)
 
         async def answer() -> bytes:
-            done = await self._ask(lambda: self._queue.complete(items))
-            for lease_id, _ in items:
-                self._known.pop(lease_id, None)
+            done = await self._ask(lambda: self._checked(items))
             return serialise(pb.CompleteResponse(completions=wire.completion_numbers(done)))
 
         return await self._once(message.call, data, answer)
+
+    def _checked(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
+        """Completes what the next stage can use; what is not held any more comes too late anyway.
+
+        Raises:
+          WireError: it cannot use one of them; then none is completed.
+        """
+        late = set()
+        for lease_id, payload in items:
+            of = read_lease_id(lease_id)
+            if of is None:
+                late.add(lease_id)
+                continue
+            stage, ordinal = of
+            try:
+                self._check_payload(ordinal, stage, payload)
+            except WireError:
+                if self._queue.renew([lease_id]):
+                    raise
+                late.add(lease_id)
+        held = [item for item in items if item[0] not in late]
+        done = iter(self._queue.complete(held) if held else [])
+        return [Completion.TOO_LATE if i in late else next(done) for i, _ in items]
 
     async def _fail(self, data: bytes) -> bytes:
         message = parse(pb.FailRequest(), data)

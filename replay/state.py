@@ -29,7 +29,9 @@ from replay.queue import (
     Quarantined,
     Stage,
     Stats,
+    make_lease_id,
 )
+from replay.seen import SeenWorkers
 
 __all__ = ["Completion", "Frontier", "Lease", "QueueState", "Stage", "Stats"]
 
@@ -77,6 +79,7 @@ class QueueState:
         self._last_reasons: deque[str] = deque(maxlen=KEPT_REASONS)
         self._quarantined_count = self._redelivered = self._expired = self._too_late = 0
         self._expired_by_worker: Counter[str] = Counter()
+        self._seen = SeenWorkers()
         self.restart(frontier or Frontier())
 
     def restart(self, frontier: Frontier) -> None:
@@ -102,6 +105,7 @@ class QueueState:
         if n < 1 or (ttl is not None and ttl <= 0):
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
         self.expire(now)
+        self._seen.asked(worker, now)
         if stage is Stage.TO_SAMPLE:
             ordinals = self._next_blocks(n, now)
         elif stage is Stage.TO_TRAIN and self.config.mode == "ordered":
@@ -236,8 +240,10 @@ class QueueState:
         """The queue now."""
         self.expire(now)
         leased = dict.fromkeys(Stage, 0)
+        held = dict.fromkeys(self._seen.workers(now), 0)
         for lease in self._leases.values():
             leased[lease.stage] += 1
+            held[lease.worker] = held.get(lease.worker, 0) + 1
         acked = self._next_unacked + len(self._acked_above)
         total = self.config.total_groups
         return Stats(
@@ -254,6 +260,7 @@ class QueueState:
             expired_by_worker=dict(self._expired_by_worker),
             too_late=self._too_late,
             last_reasons=tuple(self._last_reasons),
+            held_by_worker=held,
         )
 
     def quarantine(self) -> list[Quarantined]:
@@ -327,7 +334,7 @@ class QueueState:
         self._lease_count += 1
         sampling = item.stage is Stage.TO_SAMPLE
         lease = Lease(
-            id=f"{self._incarnation}.{self._lease_count}",
+            id=make_lease_id(self._incarnation, self._lease_count, item.stage, ordinal),
             ordinal=ordinal,
             stage=item.stage,
             worker=worker,

@@ -144,6 +144,7 @@ def stats_message(stats: Stats) -> pb.GetStatsResponse:
         too_late=stats.too_late,
         last_reasons=stats.last_reasons,
         closed=stats.closed,
+        held_by_worker=dict(stats.held_by_worker),
     )
 
 
@@ -169,6 +170,7 @@ def read_stats(message: pb.GetStatsResponse) -> Stats:
         too_late=message.too_late,
         last_reasons=tuple(message.last_reasons),
         closed=message.closed,
+        held_by_worker=dict(message.held_by_worker),
     )
 
 

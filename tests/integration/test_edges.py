@@ -165,18 +165,17 @@ def test_a_queue_on_redis_is_served_without_ray(
     (tmp_path / "token").write_text("a-token")
     with redis_server() as redis:
         connection = redis.connect()
-        RedisReplayQueue(connection, config.name).create(config.queue_config(), "the tests")
+        made = RedisReplayQueue(connection, config.name)
+        made.create(config.queue_config(), "the tests", config.model_dump_json())
         where = ("--redis", redis.url, "--port", "0", "--token-file", "token")
         server = Command(tmp_path, "serve", "replay", str(path), *where)
         try:
             queue = RemoteReplayQueue(
                 Peer(server.address(), token_file=tmp_path / "token", patience=10)
             )
-            name, served = queue.run()
-            assert (name, RunConfig.model_validate_json(served).identity()) == (
-                config.name,
-                config.identity(),
-            )
+            run = queue.run()
+            assert run.name == config.name
+            assert RunConfig.model_validate_json(run.config).identity() == config.identity()
             leases = queue.lease("to_sample", 1, None, "s")
             assert [Ticket.from_bytes(lease.payload).ordinal for lease in leases] == [0, 1]
             with pytest.raises(ValueError, match="not a Sampled"):

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 from deploy.config import RunConfig
+from learner.checkpoints import Checkpoints
+from learner.packed_weights import WeightsUnavailable
+from learner.pretrain import CHECKPOINTS_DIRECTORY
 from learner.stop import StopRequest
 from learner.tune import Learner, OutOfStepError
+from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import Frontier, LearnerFenced, Lease, Stage
+from replay.queue import Frontier, LearnerFenced, Lease, QueueClosed, Stage
 from tests.unit.test_replay_contract import advance, memory
 from vision.models.sequence import init_params
 from vision.tasks.registry import build_task
@@ -96,3 +100,53 @@ def test_a_learner_whose_place_is_taken_ends_and_changes_nothing(parts, tmp_path
         with pytest.raises(LearnerFenced, match="another one has taken over"):
             running.result(timeout=60)
         queue.restart(Frontier(), new)
+
+
+@pytest.mark.parametrize("lost", ["queue", "store"])
+def test_a_run_that_ends_costs_a_learner_elsewhere_no_step_that_it_trained(parts, tmp_path, lost):
+    with memory() as open_queue:
+        queue = open_queue(settings())
+
+        class Ending:
+            """Gives up every group, so that steps are quick, and closes after two of them."""
+
+            def __getattr__(self, method):
+                return getattr(queue, method)
+
+            def lease(self, stage, n, ttl, worker, wait=0.0, epoch=None):
+                if queue.frontier().next_unacked == 8:
+                    queue.close()
+                for lease in queue.lease("to_sample", 2, None, "s"):
+                    queue.fail([(lease.id, "no", FailureKind.DATA)])
+                return queue.lease(stage, n, ttl, worker, wait, epoch)
+
+        class Gone(Publisher):
+            def publish(self, version, params, dtype, last):
+                if version == 2 and lost == "store":
+                    raise WeightsUnavailable("the weight store does not answer")
+
+        learner = make(parts, Ending(), tmp_path, Gone())
+        with pytest.raises(QueueClosed if lost == "queue" else WeightsUnavailable):
+            learner.run(StopRequest())
+    with Checkpoints(tmp_path / CHECKPOINTS_DIRECTORY, keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 2
+        state, policies, frontier = learner._resume(checkpoints)
+    assert (int(state.step), frontier) == (2, Frontier(8))
+    assert [version for version, _ in policies] == [1, 2]
+
+
+def test_the_first_and_the_last_policy_are_published_exactly(parts, tmp_path):
+    config, task, model, initial = parts
+    rounded = config.model_copy(
+        update={"learner": config.learner.model_copy(update={"weights_dtype": "bfloat16"})}
+    )
+    publisher, dtypes = Publisher(), []
+    publisher.publish = lambda version, params, dtype, last: dtypes.append((version, dtype, last))
+    learner = make((rounded, task, model, initial), None, tmp_path, publisher)
+    for version in (0, 1, config.learner.steps):
+        learner._send(version, initial)
+    assert dtypes == [
+        (0, "float32", False),
+        (1, "bfloat16", False),
+        (config.learner.steps, "float32", True),
+    ]

@@ -17,7 +17,7 @@ from vision.tasks.registry import build_task
 def check(tiny_values):
     config = RunConfig.model_validate(tiny_values)
     task = build_task(config.task)
-    return PayloadCheck(config, task, ticket_source(config, task)), task
+    return PayloadCheck(config, task, ticket_source(config, task), lambda: 24), task
 
 
 def sampled(check, ordinal=5):
@@ -35,7 +35,6 @@ def test_what_a_worker_of_the_run_makes_passes(check):
     scored = ScoredGroup(group, (Scored(1.0, arrays), Abstained("no")))
     for made, stage in ((group, Stage.TO_SAMPLE), (scored, Stage.TO_SCORE)):
         checker(5, stage, made.to_bytes())
-        checker(None, None, made.to_bytes())  # leased from a server before this one
 
 
 def test_a_stage_is_completed_with_what_it_makes_and_nothing_else(check):
@@ -86,15 +85,25 @@ def test_what_would_break_the_next_stage_is_refused(check):
             checker(5, Stage.TO_SCORE, ScoredGroup(good, (Abstained("no"), odd)).to_bytes())
 
 
-def test_a_policy_that_the_run_never_makes_is_refused_where_tickets_name_none(tiny_values):
+def test_a_policy_that_is_not_published_yet_is_refused_where_tickets_name_none(tiny_values):
     replay = tiny_values["replay"] | {"mode": "async"}
     config = RunConfig.model_validate(tiny_values | {"replay": replay})
-    task = build_task(config.task)
-    check = PayloadCheck(config, task, ticket_source(config, task)), task
-    good, steps = sampled(check), config.learner.steps
-    for version in (0, steps):
+    task, asked = build_task(config.task), []
+
+    def trained():
+        asked.append(1)
+        return 4 * len(asked)  # a step more, each time
+
+    checker = PayloadCheck(config, task, ticket_source(config, task), trained)
+    good = sampled((checker, task))
+    assert (config.learner.groups_per_step, config.learner.steps) == (4, 6)
+    # After one step version 1 is published, and 2 may be before its groups are acknowledged.
+    for version, questions in ((0, 0), (2, 1), (1, 1), (3, 2)):
         made = dataclasses.replace(good, policy_version=version)
-        check[0](5, Stage.TO_SAMPLE, made.to_bytes())
-    beyond = dataclasses.replace(good, policy_version=steps + 1)
-    with pytest.raises(WireError, match=f"policy {steps + 1}; this run's are 0 .. {steps}"):
-        check[0](5, Stage.TO_SAMPLE, beyond.to_bytes())
+        checker(5, Stage.TO_SAMPLE, made.to_bytes())
+        assert len(asked) == questions
+    with pytest.raises(WireError, match=r"policy 6; this run's are 0 \.\. 4 by now"):
+        checker(5, Stage.TO_SAMPLE, dataclasses.replace(good, policy_version=6).to_bytes())
+    asked += [1] * 10
+    with pytest.raises(WireError, match=r"policy 7; this run's are 0 \.\. 6 by now"):
+        checker(5, Stage.TO_SAMPLE, dataclasses.replace(good, policy_version=7).to_bytes())

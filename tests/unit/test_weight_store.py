@@ -154,3 +154,29 @@ def test_the_stores_own_wait_is_added_to_the_time_for_its_answer(monkeypatch):
     weights.next_to_evaluate(20.0)
     weights.newest_version()
     assert timeouts == [25.0, 5.0]
+
+
+def test_an_upload_that_comes_late_does_not_take_newer_versions_back(params, monkeypatch):
+    monkeypatch.setattr("learner.weight_store.ray.put", lambda arrays: arrays)
+
+    async def body():
+        store = WeightStore(keep=3)
+        await store.publish(*pack_weights(0, params, "float32"))  # the controller's
+        await store.fence("q.1")
+        for version in (0, 1, 2):
+            await store.publish(*pack_weights(version, params, "float32"), epoch="q.1")
+        await store.publish(*pack_weights(1, params, "float32"), epoch="q.1")  # begun before 2
+        assert await store.newest_version() == 2
+        for stranger in (None, "q.0"):
+            with pytest.raises(LearnerFenced):
+                await store.publish(*pack_weights(1, params, "float32"), epoch=stranger)
+        await store.fence("q.1")  # a repeated call
+        await store.publish(*pack_weights(2, params, "float32"), epoch="q.1")
+        await store.fence("q.2")  # the next learner goes back to its checkpoint
+        await store.publish(*pack_weights(1, params, "float32"), epoch="q.2")
+        assert await store.newest_version() == 1
+        with pytest.raises(LearnerFenced):
+            await store.publish(*pack_weights(3, params, "float32"), epoch="q.1")
+        assert sorted(store._versions) == [0, 1]
+
+    asyncio.run(body())
