@@ -122,8 +122,12 @@ def test_payloads_that_the_run_cannot_use_are_refused_with_the_ordinal_of_their_
         (scoring,) = client.lease("to_score", 1, None, "r")
         client.complete([(scoring.id, b"scored")])
         assert told[-1] == (0, "to_score", b"scored")
-        assert client.complete([("unknown", b"good")]) == [Completion.TOO_LATE]
-        assert told[-1][:2] == (None, None)
+        for unknown in ("unknown", "0.1.9.3", "0.1.1.-3", "0.1.1.٣", ""):  # no queue's ids
+            assert client.complete([(unknown, b"a lie")]) == [Completion.TOO_LATE]
+        assert len(told) == 4
+        forged = scoring.id.replace(".2.", ".1.")  # what is held is what its own id says
+        done = client.complete([(forged, b"a lie"), (two.id, b"good")])
+        assert done == [Completion.TOO_LATE, Completion.DONE]
 
 
 # -- who may call ---------------------------------------------------------------------------------

@@ -17,15 +17,7 @@ from protos.edge_client import Peer
 from protos.trajectory import FailureKind, Ticket
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
-from replay.queue import (
-    Completion,
-    Frontier,
-    LearnerFenced,
-    QueueClosed,
-    ReplayQueue,
-    Stage,
-    read_lease_id,
-)
+from replay.queue import Completion, Frontier, LearnerFenced, QueueClosed, ReplayQueue, Stage
 from replay.redis_queue import RedisReplayQueue
 from replay.remote_queue import RemoteReplayQueue
 from replay.tickets import TicketSource
@@ -328,21 +320,6 @@ def test_closing_ends_waits_and_lets_workers_finish(open_queue):
     assert queue.frontier() == Frontier()
     assert queue.stats().closed
     assert not open_queue(config()).stats().closed
-
-
-def test_the_figures_name_who_holds_leases_and_who_waits_for_some(open_queue):
-    queue = open_queue(config())
-    leases = queue.lease("to_sample", 1, None, "s")
-    assert queue.lease("to_score", 1, None, "idle") == []
-    assert queue.stats().held_by_worker == {"s": 2, "idle": 0}
-    assert [read_lease_id(lease.id) for lease in leases] == [
-        (Stage.TO_SAMPLE, 0),
-        (Stage.TO_SAMPLE, 1),
-    ]
-    queue.complete([(lease.id, b"sampled") for lease in leases])
-    (scoring,) = queue.lease("to_score", 1, None, "r")
-    assert read_lease_id(scoring.id) == (Stage.TO_SCORE, 0)
-    assert queue.stats().held_by_worker == {"s": 0, "idle": 0, "r": 1}
 
 
 def test_a_restart_mints_anew_what_was_not_acked(open_queue):
