@@ -92,7 +92,7 @@ class GetRunResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., config: _Optional[str] = ..., task: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
-    __slots__ = ("call", "stage", "count", "ttl", "worker", "wait", "epoch")
+    __slots__ = ("call", "stage", "count", "ttl", "worker", "wait", "epoch", "first")
     CALL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class LeaseRequest(_message.Message):
     WORKER_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     call: Call
     stage: Stage
     count: int
@@ -107,7 +108,8 @@ class LeaseRequest(_message.Message):
     worker: str
     wait: float
     epoch: str
-    def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., stage: _Optional[_Union[Stage, str]] = ..., count: _Optional[int] = ..., ttl: _Optional[float] = ..., worker: _Optional[str] = ..., wait: _Optional[float] = ..., epoch: _Optional[str] = ...) -> None: ...
+    first: int
+    def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., stage: _Optional[_Union[Stage, str]] = ..., count: _Optional[int] = ..., ttl: _Optional[float] = ..., worker: _Optional[str] = ..., wait: _Optional[float] = ..., epoch: _Optional[str] = ..., first: _Optional[int] = ...) -> None: ...
 
 class LeaseResponse(_message.Message):
     __slots__ = ("groups",)

@@ -30,8 +30,10 @@ from replay.tickets import TicketSource
 class _Waiter:
     """A lease call that found nothing ready."""
 
-    def __init__(self, n: int, ttl: float | None, worker: str, epoch: str | None) -> None:
-        self.n, self.ttl, self.worker, self.epoch = n, ttl, worker, epoch
+    def __init__(
+        self, n: int, ttl: float | None, worker: str, epoch: str | None, first: int | None
+    ) -> None:
+        self.n, self.ttl, self.worker, self.epoch, self.first = n, ttl, worker, epoch, first
         self.answer: asyncio.Future[list[Lease]] = asyncio.get_running_loop().create_future()
 
 
@@ -62,17 +64,18 @@ class MemoryReplayQueue:
         worker: str,
         wait: float = 0.0,
         epoch: str | None = None,
+        first: int | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`. Raises `QueueClosed`, or `ValueError` for an unknown stage."""
         if self._closed:
             raise QueueClosed("the replay queue is closed: the run is over")
         stage = Stage(stage)
         self._fence.check(epoch)
-        leases = self._state.lease(stage, n, ttl, worker, self._clock())
+        leases = self._state.lease(stage, n, ttl, worker, self._clock(), first)
         if leases or wait <= 0:
             self._serve()  # what expired meanwhile may be for others
             return leases
-        waiter = _Waiter(n, ttl, worker, epoch)
+        waiter = _Waiter(n, ttl, worker, epoch, first)
         self._waiters[stage].append(waiter)
         self._serve()
         try:
@@ -183,13 +186,15 @@ class MemoryReplayQueue:
         now = self._clock()
         self._state.expire(now)
         for stage, waiters in self._waiters.items():
-            while waiters:
-                waiter = waiters[0]
-                leases = self._state.lease(stage, waiter.n, waiter.ttl, waiter.worker, now)
-                if not leases:
+            for waiter in list(waiters):
+                leases = self._state.lease(
+                    stage, waiter.n, waiter.ttl, waiter.worker, now, waiter.first
+                )
+                if leases:
+                    waiters.remove(waiter)
+                    waiter.answer.set_result(leases)
+                elif waiter.first is None:  # there is nothing for those behind it either
                     break
-                waiters.popleft()
-                waiter.answer.set_result(leases)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

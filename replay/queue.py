@@ -221,11 +221,13 @@ class ReplayQueue(Protocol):
         worker: str,
         wait: float = 0.0,
         epoch: str | None = None,
+        first: int | None = None,
     ) -> list[Lease]:
         """Leases up to `n` groups (`to_sample`: `n` blocks), lowest ordinals first.
 
-        In ordered mode `to_train` gives exactly the next `n` ordinals that are neither acked nor
-        leased for training, or none.
+        In ordered mode `to_train` gives exactly the ordinals `[first, first + n)`, or none. So
+        each host of a learner names its share of a step, and one may be a step ahead of another.
+        Without `first` they are the next `n` that are neither acked nor leased for training.
 
         Args:
           stage: a `Stage`, or its value.
@@ -234,6 +236,8 @@ class ReplayQueue(Protocol):
           worker: a name that tells this worker from all others.
           wait: seconds to wait where nothing is ready; then the list is empty.
           epoch: of the learner that asks, see `fence`; None: not checked.
+          first: of a `to_train` lease in ordered mode, else not looked at. What the worker holds
+            of these ordinals is leased to it anew: an answer that was lost costs nothing.
 
         Raises:
           QueueClosed: the run is over.

@@ -44,9 +44,10 @@ class RayReplayQueue:
         worker: str,
         wait: float = 0.0,
         epoch: str | None = None,
+        first: int | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`."""
-        return self._call("lease", stage, n, ttl, worker, wait, epoch, wait=wait)
+        return self._call("lease", stage, n, ttl, worker, wait, epoch, first, wait=wait)
 
     def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """See `ReplayQueue.renew`."""

@@ -261,6 +261,29 @@ local function next_step(n)
   return ordinals
 end
 
+-- n ordinals from `first` on; none unless each is ready or in this worker's hands.
+local function share(first, n, worker)
+  local ordinals, fields, held, ids = {}, {}, {}, {}
+  for ordinal = first, first + n - 1 do
+    table.insert(ordinals, ordinal)
+    table.insert(fields, whole(ordinal))
+  end
+  load(items, 'items', fields)
+  for _, field in ipairs(fields) do
+    local item = items[field]
+    if not item or item[STAGE] ~= TRAIN then return {} end
+    if item[LEASE] ~= '' then table.insert(held, item[LEASE]) end
+  end
+  load(leases, 'leases', held)
+  for _, id in ipairs(held) do
+    if leases[id][WORKER] ~= worker then return {} end
+  end
+  if #held > 0 then begin_writing() end
+  for _, id in ipairs(held) do give_back(id, leases[id]) end
+  flush()
+  return ordinals
+end
+
 local function shown(ids, ordinals)
   local answer, payloads = {}, many('payloads', ordinals)
   for i, id in ipairs(ids) do
@@ -333,8 +356,11 @@ function operations.lease(arguments)
   end
   if #ids > 0 then return {'ok', shown(ids, fields)} end
   local ordinals
+  local from = tonumber(arguments[6])
   if stage == SAMPLE then
     ordinals = next_blocks(n)
+  elseif in_order and from then
+    ordinals = share(from, n, worker)
   elseif in_order then
     ordinals = next_step(n)
   else

@@ -130,14 +130,17 @@ class RedisReplayQueue:
         worker: str,
         wait: float = 0.0,
         epoch: str | None = None,
+        first: int | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`."""
         stage = Stage(stage)
         if n < 1 or (ttl is not None and ttl <= 0):
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
+        share = "" if first is None else first
+        asked = (stage, n, "" if ttl is None else ttl, worker, epoch or "", share)
         until, pause = time.monotonic() + wait, FIRST_POLL
         while True:
-            found = self._call("lease", stage, n, "" if ttl is None else ttl, worker, epoch or "")
+            found = self._call("lease", *asked)
             left = until - time.monotonic()
             if found or left <= 0:
                 return [self._lease(stage, worker, *values) for values in found]

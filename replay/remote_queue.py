@@ -78,6 +78,7 @@ class RemoteReplayQueue:
         worker: str,
         wait: float = 0.0,
         epoch: str | None = None,
+        first: int | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`; what does not fit one message is left for the next call."""
         number = wire.stage_number(stage)
@@ -95,6 +96,7 @@ class RemoteReplayQueue:
                 worker=worker,
                 wait=piece,
                 epoch=epoch,
+                first=first,
             )
             answer = parse(pb.LeaseResponse(), self._ask("Lease", request, piece))
             if answer.groups or left <= piece:

@@ -115,9 +115,10 @@ class ReplayService:
         if message.count > MAX_COUNT:
             raise WireError(f"count is {message.count}; at most {MAX_COUNT} may be leased at once")
         epoch = message.epoch if message.HasField("epoch") else None
+        first = message.first if message.HasField("first") else None
 
         def lease(seconds: float) -> list[Lease]:
-            found = self._queue.lease(stage, message.count, ttl, worker, seconds, epoch)
+            found = self._queue.lease(stage, message.count, ttl, worker, seconds, epoch, first)
             if self._stopping.is_set():
                 self._queue.release([one.id for one in found])
                 raise Refused(grpc.StatusCode.UNAVAILABLE, "the server stops; ask again")

@@ -99,7 +99,13 @@ class QueueState:
     # -- leases ---------------------------------------------------------------------------------
 
     def lease(
-        self, stage: Stage, n: int, ttl: float | None, worker: str, now: float
+        self,
+        stage: Stage,
+        n: int,
+        ttl: float | None,
+        worker: str,
+        now: float,
+        first: int | None = None,
     ) -> list[Lease]:
         """Hands out up to `n` groups (`to_sample`: blocks); see `ReplayQueue.lease`."""
         if n < 1 or (ttl is not None and ttl <= 0):
@@ -109,7 +115,12 @@ class QueueState:
         if stage is Stage.TO_SAMPLE:
             ordinals = self._next_blocks(n, now)
         elif stage is Stage.TO_TRAIN and self.config.mode == "ordered":
-            ordinals = self._next_step(n, worker)
+            if n > self.config.window:
+                raise ValueError(
+                    f"{worker} asks to_train for n={n} in order; only {self.config.window} fit the "
+                    "window, so they would never be ready together"
+                )
+            ordinals = self._next_step(n) if first is None else self._share(first, n, worker, now)
         else:
             ordinals = heapq.nsmallest(n, self._ready[stage].since)
         ttl = self._ttl[stage] if ttl is None else ttl
@@ -306,13 +317,8 @@ class QueueState:
         """Dropped groups that new ones replace; in ordered mode a step is its ordinals."""
         return self._dropped if self.config.mode == "async" else 0
 
-    def _next_step(self, n: int, worker: str) -> list[int]:
+    def _next_step(self, n: int) -> list[int]:
         """The first `n` ordinals that are not acked or being trained; [] unless all are ready."""
-        if n > self.config.window:
-            raise ValueError(
-                f"{worker} asks to_train for n={n} in order; only {self.config.window} fit the "
-                "window, so they would never be ready together"
-            )
         ready = self._ready[Stage.TO_TRAIN].since
         if len(ready) < n:  # the usual answer, and one is sought after every call while it waits
             return []
@@ -327,6 +333,23 @@ class QueueState:
                     return []
             ordinal += 1
         return ordinals
+
+    def _share(self, first: int, n: int, worker: str, now: float) -> list[int]:
+        """`n` ordinals from `first` on; [] unless each is ready or in this worker's hands."""
+        ready = self._ready[Stage.TO_TRAIN].since
+        ordinals = range(first, first + n)
+        held = []
+        for ordinal in ordinals:
+            if ordinal in ready:
+                continue
+            item = self._items.get(ordinal)
+            lease = None if item is None else self._leases.get(item.lease_id or "")
+            if lease is None or lease.worker != worker or lease.stage is not Stage.TO_TRAIN:
+                return []
+            held.append(lease)
+        for lease in held:
+            self._give_back(lease, now)
+        return list(ordinals)
 
     def _hold(self, ordinal: int, ttl: float, worker: str, now: float) -> Lease:
         item = self._items[ordinal]

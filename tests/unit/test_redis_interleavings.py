@@ -52,8 +52,8 @@ class StateOnRedis:
         self.now = now
         return self.queue
 
-    def lease(self, stage, n, ttl, worker, now):
-        return self.at(now).lease(stage, n, ttl, worker)
+    def lease(self, stage, n, ttl, worker, now, first=None):
+        return self.at(now).lease(stage, n, ttl, worker, first=first)
 
     def renew(self, ids, now):
         return self.at(now).renew(ids)

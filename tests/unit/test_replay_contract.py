@@ -161,6 +161,50 @@ def test_ordered_training_waits_for_the_whole_step(open_queue):
     assert ordinals(queue.lease("to_train", 4, None, "l")) == [4, 5, 6, 7]
 
 
+def test_hosts_of_a_learner_lease_their_shares_of_a_step_in_any_order(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 4)
+    later = queue.lease("to_score", 1, None, "r")
+    advance(queue, "to_score", 9)
+    assert queue.lease("to_train", 2, None, "host 0", first=0) == []
+    assert ordinals(queue.lease("to_train", 2, None, "host 1", first=2)) == [2, 3]
+    assert ordinals(queue.lease("to_train", 2, None, "host 1", first=6)) == [6, 7]
+    assert queue.lease("to_train", 2, None, "host 0", first=2) == []  # another's
+    queue.complete([(later[0].id, b"scored")])
+    assert ordinals(queue.lease("to_train", 2, None, "host 0", first=0)) == [0, 1]
+    queue.ack([0, 1, 2, 3])
+    assert queue.lease("to_train", 2, None, "host 0", first=2) == []
+    assert queue.lease("to_train", 8, None, "host 0", first=4) == []
+
+
+def test_a_share_whose_answer_was_lost_is_leased_anew(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 2)
+    advance(queue, "to_score", 9)
+    lost = queue.lease("to_train", 2, None, "l", first=0)
+    again = queue.lease("to_train", 4, None, "l", first=0)
+    assert [(g.ordinal, g.delivery, g.reasons) for g in again] == [(o, 1, ()) for o in range(4)]
+    assert queue.renew([g.id for g in (*lost, *again)]) == [g.id for g in again]
+    assert queue.lease("to_train", 4, None, "another", first=0) == []
+
+
+def test_a_host_that_is_ahead_does_not_keep_another_waiting(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 2)
+    later = queue.lease("to_score", 4, None, "r")
+    with ThreadPoolExecutor(2) as pool:
+        ahead = pool.submit(queue.lease, "to_train", 4, None, "host 1", LONG, None, 4)
+        while not ahead.running():
+            pass
+        waiting = pool.submit(queue.lease, "to_train", 4, None, "host 0", LONG, None, 0)
+        queue.complete([(g.id, b"scored") for g in later])
+        assert ordinals(waiting.result(timeout=2 * LONG)) == [0, 1, 2, 3]
+        assert not ahead.done()
+        advance(queue, "to_sample", 2)
+        advance(queue, "to_score", 4)
+        assert ordinals(ahead.result(timeout=2 * LONG)) == [4, 5, 6, 7]
+
+
 def test_async_training_takes_what_is_ready_oldest_first(open_queue):
     queue = open_queue(config(mode="async"))
     advance(queue, "to_sample", 4)

@@ -164,6 +164,30 @@ class Interleavings(RuleBasedStateMachine):
             self.live[lease.id] = (lease, self.now + ttl)
         return multiple(*leases)
 
+    @precondition(lambda self: self.config.mode == "ordered")
+    @rule(target=leases, first=st.integers(0, 12), n=st.integers(1, 4), ttl=TTLS, worker=WORKERS)
+    def lease_share(self, first, n, ttl, worker):
+        self.model_expire()
+        n = min(n, self.config.window)
+        wanted = range(first, first + n)
+        holders = {lease.ordinal: lease for lease, _ in self.live.values()}
+        free = all(
+            o in self.groups
+            and self.groups[o].stage is Stage.TO_TRAIN
+            and (o not in holders or holders[o].worker == worker)
+            for o in wanted
+        )
+        leases = self.queue.lease(Stage.TO_TRAIN, n, ttl, worker, self.now, first)
+        self.newest[worker] = leases
+        assert [lease.ordinal for lease in leases] == (list(wanted) if free else [])
+        for lease in leases:
+            if lease.ordinal in holders:
+                del self.live[holders[lease.ordinal].id]
+            group = self.groups[lease.ordinal]
+            assert (lease.payload, lease.delivery) == (group.payload, group.failed + 1)
+            self.live[lease.id] = (lease, self.now + ttl)
+        return multiple(*leases)
+
     def check_blocks(self, n, ready, ordinals):
         size = self.config.block
         blocks = {ordinal // size for ordinal in ordinals}

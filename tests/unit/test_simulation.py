@@ -144,7 +144,7 @@ class ForgetsLastAck(QueueState):
 class TrainsWhatIsReady(QueueState):
     """In ordered mode too."""
 
-    def _next_step(self, n, worker):
+    def _next_step(self, n):
         ready = heapq.nsmallest(n, self._ready[Stage.TO_TRAIN].since)
         return ready if len(ready) == n else []
 
