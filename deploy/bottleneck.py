@@ -108,6 +108,11 @@ def _stalled(status: Mapping[str, Any]) -> Bottleneck | None:
 
 
 def _too_early(status: Mapping[str, Any]) -> Bottleneck | None:
+    outside = {worker["role"] for worker in status.get("outside", ())}
+    for role in outside & set(POOLS):
+        if not status["roles"].get(role, {}).get("workers"):
+            pool = POOLS[role]
+            return Bottleneck(None, f"cannot tell: all {pool} are outside of Ray, busy or not")
     if any(_busy(status, role) is None for role in POOLS) or not any(
         of["recent"] for of in status["throughput"]["groups"].values()
     ):

@@ -20,6 +20,7 @@ from deploy.score_commands import score_app
 from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
 from deploy.status_command import status
+from deploy.work_command import work_app
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(score_app, name="score")
 app.add_typer(serve_app, name="serve")
+app.add_typer(work_app, name="work")
 
 Overwrite = Annotated[bool, typer.Option(help="Remove what the run's directory holds, and start.")]
 

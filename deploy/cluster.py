@@ -123,6 +123,7 @@ def check_placement(requests: Sequence[Request], config: ClusterConfig) -> None:
 
 
 def _faults(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    requests = [request for request in requests if request.count]
     faults = [
         f"no node can hold {request}"
         for request in requests

@@ -19,6 +19,7 @@ from deploy.config import RunConfig
 from deploy.logs import configure_logging
 from deploy.queues import join_queue
 from replay.lease_keeper import LeaseKeeper
+from replay.pulling import PullingWorker
 from replay.queue import ReplayQueue
 from replay.tickets import TicketSource
 from vision.tasks.registry import build_task
@@ -107,30 +108,11 @@ class SamplerProcess(_Process):
 
     def __init__(self, config_json: str, worker: str):
         super().__init__(config_json, worker)
-        from actors.sampler import Sampler
-
-        config = self.config
-        self._role = Sampler(
-            task=self.task,
-            engine=build_engine(
-                config, self.task, gpu_expected=config.actors.resources.num_gpus > 0
-            ),
-            engine_name=config.actors.chosen_engine,
-            queue=self.queue,
-            keeper=self.keeper(config.actors.lease_seconds, config.actors.deadline_seconds),
-            load_weights=self._load_weights(),
-            ticket=ticket_source(config, self.task).ticket,
-            worker=worker,
-            block=config.actors.groups_per_block,
-            samples_per_group=config.learner.samples_per_group,
+        actors = self.config.actors
+        keeper = self.keeper(actors.lease_seconds, actors.deadline_seconds)
+        self._role = build_sampler(
+            self.config, self.task, self.queue, self.weights(), keeper, worker
         )
-
-    def _load_weights(self) -> Any:
-        """What loads a version; torch copies it to its device itself, and JAX stays unloaded."""
-        weights = self.weights()
-        if self.config.actors.chosen_engine == "torch":
-            return weights.load
-        return DeviceWeights(weights).load
 
 
 class RewardProcess(_Process):
@@ -138,19 +120,10 @@ class RewardProcess(_Process):
 
     def __init__(self, config_json: str, worker: str):
         super().__init__(config_json, worker)
-        from rewards.combine import build_reward
-        from rewards.worker import RewardWorker
-
         rewards = self.config.rewards
         assert rewards is not None
-        self._role = RewardWorker(
-            task=self.task,
-            reward=build_reward(rewards, self.task),
-            queue=self.queue,
-            keeper=self.keeper(rewards.lease_seconds, rewards.deadline_seconds),
-            worker=worker,
-            groups_per_lease=rewards.groups_per_lease,
-        )
+        keeper = self.keeper(rewards.lease_seconds, rewards.deadline_seconds)
+        self._role = build_reward_worker(self.config, self.task, self.queue, keeper, worker)
 
 
 class LearnerProcess(_Process):
@@ -230,6 +203,51 @@ def build_engine(
         task.end_token,
         end_token_bias,
         gpu_expected,
+    )
+
+
+def build_sampler(
+    config: RunConfig,
+    task: Task,
+    queue: ReplayQueue,
+    weights: Any,
+    keeper: LeaseKeeper,
+    worker: str,
+) -> PullingWorker:
+    """A sampler of a config, wherever its queue and weight store are."""
+    from actors.sampler import Sampler
+
+    # Torch copies a version to its device itself, and JAX stays unloaded.
+    torch = config.actors.chosen_engine == "torch"
+    return Sampler(
+        task=task,
+        engine=build_engine(config, task, gpu_expected=config.actors.resources.num_gpus > 0),
+        engine_name=config.actors.chosen_engine,
+        queue=queue,
+        keeper=keeper,
+        load_weights=weights.load if torch else DeviceWeights(weights).load,
+        ticket=ticket_source(config, task).ticket,
+        worker=worker,
+        block=config.actors.groups_per_block,
+        samples_per_group=config.learner.samples_per_group,
+    )
+
+
+def build_reward_worker(
+    config: RunConfig, task: Task, queue: ReplayQueue, keeper: LeaseKeeper, worker: str
+) -> PullingWorker:
+    """A reward worker of a config, wherever its queue is."""
+    from rewards.combine import build_reward
+    from rewards.worker import RewardWorker
+
+    assert config.rewards is not None
+    return RewardWorker(
+        task=task,
+        reward=build_reward(config.rewards, task),
+        queue=queue,
+        keeper=keeper,
+        worker=worker,
+        groups_per_lease=config.rewards.groups_per_lease,
     )
 
 

@@ -18,6 +18,8 @@
                          pid, node (Ray's id), address (the node's), restarts, last_failure,
                          what its role tells (groups, working, waiting, ...: totals of its
                          process), and recent: groups, working, waiting (s), busy (share)
+    outside              workers outside of Ray that ask the queue for work, each: name, role,
+                         leases (groups it holds)
     throughput           seconds: how far back `recent` goes; groups.STAGE and steps: recent and
                          average, a second: of groups those that left the stage, whatever became of
                          them
@@ -37,6 +39,9 @@ from deploy.config import RunConfig
 from deploy.reward_hacking import RewardHacking
 from deploy.workers import Worker
 from replay.queue import Stats
+
+OUTSIDE = "@"
+"""Stands in the name of a worker outside of Ray (`deploy.work`), and in no other."""
 
 
 def run_status(
@@ -98,6 +103,11 @@ def run_status(
                 },
             }
             for worker in workers
+        ],
+        "outside": [
+            {"name": name, "role": name.partition(OUTSIDE)[0], "leases": held}
+            for name, held in sorted(stats.held_by_worker.items())
+            if OUTSIDE in name
         ],
     }
 

@@ -59,6 +59,9 @@ def _parts(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     workers = _worth_telling(status["workers"])
     if workers:
         yield _workers(workers)
+    if outside := status.get("outside"):
+        held = ", ".join(f"{worker['name']} ({worker['leases']} leased)" for worker in outside)
+        yield Text(f"outside of Ray: {held}")
     if hidden := len(status["workers"]) - len(workers):
         yield Text(f"{hidden} more workers run; --json has them all")
     # What users' code raised is text, also where it looks like markup.

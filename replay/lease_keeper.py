@@ -66,6 +66,14 @@ class LeaseKeeper:
             for lease in leases:
                 self._held.pop(lease.id, None)
 
+    def give_back(self) -> int:
+        """Stops renewing, and gives all that is held back untried; returns how many."""
+        self.close()
+        with self._lock:
+            held, self._held = list(self._held), {}
+        self._queue.release(held)
+        return len(held)
+
     @contextmanager
     def working_on(self, leases: Iterable[Lease]) -> Iterator[None]:
         """The deadline runs for these leases while the block runs."""

@@ -27,8 +27,8 @@ class RewardsConfig(BaseModel):
 
     terms: list[RewardTerm] = Field(min_length=1)
     """The reward is the weighted sum of these."""
-    count: int = Field(1, ge=1, le=65536)
-    """Reward worker processes."""
+    count: int = Field(1, ge=0, le=65536)
+    """Reward worker processes; 0: only those outside of Ray, `rewardtune work reward`."""
     groups_per_lease: int = Field(8, ge=1, le=1024)
     """Groups taken from the queue at once; a call costs about as much as the work of a few."""
     deadline_seconds: float = Field(60.0, gt=0)

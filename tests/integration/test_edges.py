@@ -60,22 +60,21 @@ class Command:
 
 
 class Outside:
-    """A run without a learner, its two edges, and learners that come and go."""
+    """A run that lacks some of its roles, its two edges, and processes that come and go."""
 
     def __init__(self, directory: Path, values: dict[str, Any]) -> None:
         self.directory = directory
         self.commands: list[Command] = []
         (directory / "token").write_text("a-token")
-        values = values | {"learner": values["learner"] | {"outside": True}}
         self.config = str(write_config(directory, values, name="outside", runs=str(directory)))
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> Command:
         self.commands.append(Command(self.directory, *arguments, env=env))
         return self.commands[-1]
 
-    def start_run(self) -> Command:
+    def start_run(self, state: str) -> Command:
         run = self.start("tune", self.config)
-        self.until(lambda status: status["state"] == "waiting for a learner", run)
+        self.until(lambda status: status["state"] == state, run)
         return run
 
     def until(self, condition: Any, run: Command) -> None:
@@ -94,6 +93,14 @@ class Outside:
         place.mkdir(exist_ok=True)
         addresses = ("--replay", replay, "--weights", weights, "--patience", "20")
         command = Command(place, "learn", *addresses, "--token-env", "T", env={"T": token})
+        self.commands.append(command)
+        return command
+
+    def work(self, role: str, *addresses: str, name: str) -> Command:
+        place = self.directory / name
+        place.mkdir()
+        options = ("--token-env", "T", "--patience", "20", "--name", name)
+        command = Command(place, "work", role, *addresses, *options, env={"T": "a-token"})
         self.commands.append(command)
         return command
 
@@ -122,8 +129,9 @@ def outside(directory: Path, values: dict[str, Any]) -> Iterator[Outside]:
 def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is_killed(
     undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    with outside(tmp_path, tiny_values) as run:
-        tuning = run.start_run()
+    values = tiny_values | {"learner": tiny_values["learner"] | {"outside": True}}
+    with outside(tmp_path, values) as run:
+        tuning = run.start_run("waiting for a learner")
         replay, weights = run.serve("replay"), run.serve("weights")
         addresses = replay.address(), weights.address()
         code, said = run.learn(*addresses, token="a-guess").finish()
@@ -154,6 +162,40 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
         with np.load(final / "final.npz") as file:
             for name, expected in undisturbed.weights().items():
                 np.testing.assert_array_equal(file[name], expected, err_msg=name)
+
+
+@pytest.mark.skipif("RAY_ADDRESS" in os.environ, reason="the run starts a Ray of its own")
+def test_workers_with_an_address_and_a_token_do_all_the_work_of_a_run_that_has_none(
+    undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    values = tiny_values | {
+        "actors": tiny_values["actors"] | {"count": 0},
+        "rewards": tiny_values["rewards"] | {"count": 0},
+    }
+    with outside(tmp_path, values) as run:
+        tuning = run.start_run("waiting")
+        replay, weights = run.serve("replay"), run.serve("weights")
+        to_replay, to_weights = ("--replay", replay.address()), ("--weights", weights.address())
+        first = run.work("reward", *to_replay, name="first")
+        names = lambda status: [worker["name"] for worker in status["outside"]]  # noqa: E731
+        run.until(lambda status: names(status) == ["reward@first"], tuning)
+        sampler = run.work("sampler", *to_replay, *to_weights, name="sampler")
+        run.until(lambda status: status["step"] >= 2, tuning)
+        first.process.terminate()
+        code, said = first.finish()
+        assert code == 0, said
+        second = run.work("reward", *to_replay, name="second")
+        for command in (tuning, sampler, second, replay, weights):
+            code, said = command.finish()
+            assert code == 0, said
+            assert "a-token" not in said
+    status = read_status(tmp_path / "outside")
+    assert (status["state"], status["step"]) == ("finished", STEPS)
+    queue = status["queue"]
+    assert (queue["quarantined"], queue["dropped"], queue["redelivered"]) == (0, 0, 0)
+    with np.load(tmp_path / "outside" / "final.npz") as file:
+        for name, expected in undisturbed.weights().items():
+            np.testing.assert_array_equal(file[name], expected, err_msg=name)
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
