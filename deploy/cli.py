@@ -16,6 +16,7 @@ from deploy.cli_config import ConfigPath, Overrides, read_config
 from deploy.cli_output import AsJson, console, friendly, print_metrics
 from deploy.environment import add_working_directory_to_path, compilation_cache
 from deploy.learn_command import learn
+from deploy.plan_command import plan
 from deploy.score_commands import score_app
 from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
@@ -205,6 +206,7 @@ def demo(
 
 app.command()(friendly(learn))
 app.command()(friendly(status))
+app.command()(friendly(plan))
 app.command("simulate")(friendly(simulate_runs))
 
 

@@ -155,7 +155,8 @@ def _role(
     states: dict[str, int] = {}
     for worker in workers:
         states[worker["state"]] = states.get(worker["state"], 0) + 1
-    ours = [recent[worker["name"]] for worker in workers if worker["state"] == "running"]
+    # Also of workers that have ended: the last status of a run tells what it did last.
+    ours = [recent[worker["name"]] for worker in workers]
     known = [one for one in ours if one["busy"] is not None]
     working, waiting = (sum(one[key] for one in known) for key in ("working", "waiting"))
     groups = sum(one["groups"] for one in known)

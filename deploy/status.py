@@ -102,7 +102,7 @@ def _facts(status: Mapping[str, Any]) -> Iterator[str]:
 
 def _stages(status: Mapping[str, Any]) -> Table:
     columns = ("ready", "leased", "wait p50", "wait p95", "groups/s", "since start")
-    table = _table("stage", *columns)
+    table = plain_table("stage", *columns)
     passed = status.get("throughput", {}).get("groups", {})
     for stage, values in status["queue"]["stages"].items():
         rates = passed.get(stage, {})
@@ -119,7 +119,7 @@ def _stages(status: Mapping[str, Any]) -> Table:
 
 
 def _roles(status: Mapping[str, Any]) -> Table:
-    table = _table("role", "workers", "working", "waiting", "work a group", "nodes")
+    table = plain_table("role", "workers", "working", "waiting", "work a group", "nodes")
     for role, values in status["roles"].items():
         busy, cost = values["busy"], values["seconds_per_group"]
         nodes = {worker.get("address") for worker in status["workers"] if worker["role"] == role}
@@ -136,7 +136,7 @@ def _roles(status: Mapping[str, Any]) -> Table:
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
+    table = plain_table(
         "worker", "state", "process", "node", "starts", "groups", "busy", "work", "of it", "waiting"
     )
     for worker in workers:
@@ -174,7 +174,7 @@ def _worth_telling(workers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
 
 def render_runs(statuses: Sequence[Mapping[str, Any]]) -> Table:
     """A line for each of several runs."""
-    table = _table("run", "state", "step", "of", "steps/s", "told", "bottleneck")
+    table = plain_table("run", "state", "step", "of", "steps/s", "told", "bottleneck")
     for status in statuses:
         silent = is_silent(status)
         rate = status.get("throughput", {}).get("steps", {}).get("recent")
@@ -191,7 +191,8 @@ def render_runs(statuses: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _table(first: str, *columns: str) -> Table:
+def plain_table(first: str, *columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, no_wrap=True)
     for column in columns:
