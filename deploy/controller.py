@@ -18,6 +18,7 @@ from deploy.bottleneck import find_bottleneck
 from deploy.cluster import actor_options, check_placement, connect
 from deploy.config import RunConfig
 from deploy.logs import warnings_to_file
+from deploy.monitoring.exporter import RunMetrics
 from deploy.outside import OutsideLearner, publish_initial
 from deploy.pool import Pool, run_requests
 from deploy.queues import RunQueue, start_queue
@@ -56,6 +57,7 @@ class Controller:
         self._interruptions = 0
         self._hacking = RewardHackingWatch(config.directory, task.headline)
         self._recent = Recent()
+        self._metrics = RunMetrics(config)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
         """Tunes until the last step or a request to stop; returns the learner's final status.
@@ -69,7 +71,7 @@ class Controller:
         try:
             check_placement(run_requests(self._config), self._config.cluster)
             with (
-                warnings_to_file(self._config.directory, "controller"),
+                warnings_to_file(self._config, "controller"),
                 self._services() as (run_queue, store_handle),
             ):
                 self._queue = run_queue
@@ -182,6 +184,7 @@ class Controller:
             return
         status = self._status(self._stats)
         write_status(Path(self._config.directory), status)
+        self._metrics.update(status)
         self._on_status(status)
 
     def _status(self, stats: Stats) -> dict[str, Any]:
@@ -208,6 +211,7 @@ class Controller:
                 write_status(Path(self._config.directory), status)
             except OSError as error:  # such as a full disk
                 logger.warning("the last status cannot be written: %s", error)
+            self._metrics.update(status)
             self._on_status(status)
         except Exception:
             logger.exception("the last status cannot be told")

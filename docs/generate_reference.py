@@ -1,5 +1,7 @@
 """Writes `docs/configuration.md` from the config models: `python -m docs.generate_reference`.
 
+It writes `docs/metrics.md` too (`docs.metrics_reference`).
+
 Keys, types, defaults and ranges come from the models themselves, meanings from the docstrings under
 the fields, so the page cannot say otherwise than the code. A test holds that it is fresh.
 """
@@ -16,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deploy.config import RunConfig
+from docs.metrics_reference import METRICS_PAGE, metrics_reference
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
 
@@ -35,9 +38,9 @@ nothing.
 - An unknown key names the nearest known one, a value out of range the range; all faults are
   reported at once.
 - When a run is resumed, everything that its numbers depend on must be as it was: all but
-  `cluster`, `evaluation`, `runs`, the number and resources of workers, deadlines, leases, where the
-  queue is, `actors.cuda_graphs`, and the learner's `steps`, `checkpoint_every`, `keep_checkpoints`,
-  `loading_threads` and `mismatch_every`.
+  `cluster`, `evaluation`, `logging`, `tracing`, `runs`, the number and resources of workers,
+  deadlines, leases, where the queue is, `actors.cuda_graphs`, and the learner's `steps`,
+  `checkpoint_every`, `keep_checkpoints`, `loading_threads` and `mismatch_every`.
 
 """
 
@@ -170,5 +173,6 @@ def _plain(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(reference())
-    print(f"wrote {PAGE}")
+    for page, text in ((PAGE, reference()), (METRICS_PAGE, metrics_reference())):
+        page.write_text(text)
+        print(f"wrote {page}")

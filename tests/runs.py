@@ -30,6 +30,8 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         namespace="tests",
         runtime_env={"env_vars": {"PYTHONPATH": repository}},
+        # Metrics reach Prometheus this late; 10,000 by default.
+        _system_config={"metrics_report_interval_ms": 2000},
     )
     yield
     ray.shutdown()

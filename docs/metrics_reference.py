@@ -1,0 +1,63 @@
+"""The text of `docs/metrics.md`, from the catalogue and the rules."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.monitoring.catalogue import METRICS, Metric
+
+METRICS_PAGE = Path(__file__).resolve().parent / "metrics.md"
+RULES = Path(__file__).resolve().parents[1] / "deploy" / "monitoring" / "rules.yaml"
+
+PREAMBLE = """\
+# Metrics
+
+<!-- Written by `python -m docs.generate_reference` from deploy/monitoring; edit there instead. -->
+
+How to see them is in [observability](observability.md). All are exported by a run's controller
+through Ray, which puts `ray_` before the names and adds labels of its own (such as `SessionName`).
+Every series has the label `run`. No label names a worker, an example or an
+ordinal.
+
+Counters count what the run's present controller has seen. They are there at 0 before anything has
+happened, and do not fall when a worker dies: its successor adds to what it had done. What a process
+did in its last second may be missing. A resumed run has a new controller, whose counters begin at
+0: sum rates over the labels, as the dashboards do.
+"""
+
+
+def metrics_reference() -> str:
+    """The page, as text."""
+    lines = [PREAMBLE, "## Metrics of a run", ""]
+    lines += [
+        "| metric | kind | labels beside `run` | meaning (unit) |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [_metric_row(metric) for metric in METRICS]
+    groups: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    lines += ["", "## Recorded", "", "| series | computed by |", "| --- | --- |"]
+    lines += [
+        f"| `{rule['record']}` | `{_cell(rule['expr'])}` |" for rule in rules if "record" in rule
+    ]
+    lines += ["", "## Alerts", "", "| alert | severity | when | what to do |"]
+    lines += ["| --- | --- | --- | --- |"]
+    lines += [_alert_row(rule) for rule in rules if "alert" in rule]
+    return "\n".join(lines) + "\n"
+
+
+def _metric_row(metric: Metric) -> str:
+    labels = ", ".join(f"`{name}`: {', '.join(usual)}" for name, usual in metric.labels.items())
+    return f"| `{metric.exported}` | {metric.kind} | {labels} | {metric.help} ({metric.unit}) |"
+
+
+def _alert_row(rule: dict[str, Any]) -> str:
+    lasting = f", for {rule['for']}" if "for" in rule else ""
+    when = f"`{_cell(rule['expr'])}`{lasting}"
+    what = _cell(rule["annotations"]["description"])
+    return f"| {rule['alert']} | {rule['labels']['severity']} | {when} | {what} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,109 @@
+"""What a real Prometheus scrapes of a real run, while a worker of it dies."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.monitoring.catalogue import METRICS
+from deploy.monitoring.exporter import usual_labels
+from deploy.monitoring.grafana import DIRECTORY
+from docs.metrics_reference import RULES
+from learner.stop import StopRequest
+from tests.prometheus import MISSING, Prometheus, prometheus
+from tests.runs import SIGKILL, Run, signal_worker
+
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+NAME = "scraped"
+PATIENCE = 150.0
+
+
+def dashboard_queries() -> Iterator[str]:
+    for path in sorted(DIRECTORY.glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                yield target["expr"].replace("$run", NAME).replace("$__rate_interval", "30s")
+
+
+def recorded() -> list[str]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule["record"] for group in groups for rule in group["rules"] if "record" in rule]
+
+
+def series(metric: str, labels: Mapping[str, str]) -> str:
+    pairs = ", ".join(f'{name}="{value}"' for name, value in {"run": NAME, **labels}.items())
+    return f"{metric}{{{pairs}}}"
+
+
+def seeded_queries() -> Iterator[str]:
+    for metric in METRICS:
+        for labels in usual_labels(metric):
+            yield series(metric.exported, labels)
+
+
+def until_all_have_data(
+    server: Prometheus, queries: list[str], running: Callable[[], bool]
+) -> None:
+    deadline = time.monotonic() + PATIENCE
+    missing = queries
+    while missing := [query for query in missing if not server.query(query)]:
+        assert running(), "the run ended"
+        assert time.monotonic() < deadline, missing
+        time.sleep(1.0)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+
+
+def test_prometheus_sees_a_run_through_the_death_of_a_worker(
+    tune: Callable[..., Run], tmp_path: Path
+) -> None:
+    import ray
+
+    node = ray.nodes()[0]
+    target = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+    last: dict[str, Any] = {}
+    done = False
+
+    def observe(status: Mapping[str, Any], stop: StopRequest) -> None:
+        last.update(status)
+        if done:
+            stop.request()
+
+    changes = {"learner.steps": 100_000, "learner.checkpoint_every": 1000, "rewards.count": 2}
+    with prometheus(tmp_path, [target], RULES) as server, ThreadPoolExecutor(1) as pool:
+        run = pool.submit(tune, NAME, changes, observe)
+        try:
+            until_all_have_data(server, list(seeded_queries()), run.running)
+            until_all_have_data(server, list(dashboard_queries()), run.running)
+            until_all_have_data(server, recorded(), run.running)
+
+            assert signal_worker(last, "reward-0", SIGKILL)
+            restarts = series("ray_rewardtune_worker_restarts_total", {"role": "reward"})
+            until(lambda: server.value(restarts) == 1, "the restart is counted")
+        finally:
+            done = True
+        result = run.result(timeout=PATIENCE)
+
+        assert result.result["state"] == "stopped"
+        groups = series("ray_rewardtune_worker_groups_total", {"role": "reward"})
+        trained = series("ray_rewardtune_groups_total", {"outcome": "trained"})
+        until(
+            lambda: server.value(trained) == 4 * result.result["step"],
+            "what was trained is counted to the end, once",
+        )
+        until(lambda: server.value("run:rewardtune_ended:last") == 1, "the end is known")
+        # One series for two workers, one of which had a successor; it never fell.
+        assert server.value(f"resets({groups}[1h])") == 0
+        assert server.value(groups) == pytest.approx(4 * result.result["step"], abs=40)
+        assert server.value(f'count({{__name__=~"ray_rewardtune_.+", run="{NAME}"}})') < 150
