@@ -101,7 +101,7 @@ class Evaluator:
             self._events.add_scalar(f"{self._config.split}/{name}", value, version)
         self._events.flush()
         self.status = line
-        logger.info("evaluated version %d: %s", version, metrics)
+        logger.info("evaluated version %d: %s", version, metrics, extra={"step": version})
 
 
 def append_evaluation(run_directory: Path, line: Mapping[str, Any]) -> None:

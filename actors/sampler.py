@@ -83,7 +83,10 @@ class Sampler(PullingWorker):
                 images[row] = example.image
             except Exception as error:  # noqa: BLE001  # costs its own group, with its reason
                 reason = f"example {ticket.example_id}: {type(error).__name__}: {error}"
-                logger.warning("%s: ordinal %d: %s", self.status.worker, ticket.ordinal, reason)
+                about = {"ordinal": ticket.ordinal, "example": ticket.example_id}
+                logger.warning(
+                    "%s: ordinal %d: %s", self.status.worker, ticket.ordinal, reason, extra=about
+                )
                 broken[ticket.ordinal] = reason
         return images, broken
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,6 +86,28 @@ class ClusterConfig(BaseModel):
     """The longest that the queue and the weight store may take to answer."""
 
 
+class LoggingConfig(BaseModel):
+    """The log files of a run's processes, runs/NAME/logs/WORKER.log."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    format: Literal["text", "json"] = "text"
+    """`json`: a line is an object with time, level, run, role, worker and message, and with step,
+    ordinal and example where it is about one."""
+
+
+class TracingConfig(BaseModel):
+    """OpenTelemetry traces: one for each group, across sampler, reward worker and learner."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    endpoint: str | None = Field(None, pattern=r"^(file|https?://\S+)$")
+    """Where spans go: the address of an OTLP/HTTP collector, such as `http://collector:4318`;
+    `file` writes runs/NAME/traces/WORKER.jsonl; null: no traces."""
+    share: float = Field(1.0, gt=0, le=1)
+    """The part of the groups that is traced; all processes choose the same."""
+
+
 class RunConfig(BaseModel):
     """All that determines a run."""
 
@@ -126,6 +148,10 @@ class RunConfig(BaseModel):
     """Held-out evaluation."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
+    logging: LoggingConfig = LoggingConfig()
+    """Log files."""
+    tracing: TracingConfig = TracingConfig()
+    """Traces."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -205,7 +231,7 @@ class RunConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: all that its numbers depend on."""
         values: dict[str, Any] = self.model_dump(mode="json")
-        for section in ("cluster", "evaluation", "runs"):
+        for section in ("cluster", "evaluation", "logging", "runs", "tracing"):
             del values[section]
         if self.learner.optimizer.schedule == "constant":
             del values["learner"]["steps"]

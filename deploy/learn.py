@@ -11,6 +11,7 @@ from deploy.joining import check_task, joined_config
 from deploy.processes import build_learner, load_initial
 from deploy.run_directory import open_run_directory
 from deploy.runs import prepare_data
+from deploy.tracing import TracedQueue, Tracer
 from learner.packed_weights import VersionNotHeld
 from learner.remote_weights import RemoteWeights
 from learner.stop import StopRequest, TrainingInterrupted
@@ -65,9 +66,10 @@ def learn(
             if not start_over:
                 check_goes_on(directory, queue, store)
             initial = _initial(run, task, store, directory)
-            learner = build_learner(
-                run.model_copy(update={"name": name}), task, queue, store, directory, initial
-            )
+            named = run.model_copy(update={"name": name})
+            tracer = None if run.tracing.endpoint is None else Tracer(named, directory, "learner")
+            traced = queue if tracer is None else TracedQueue(queue, tracer)
+            learner = build_learner(named, task, traced, store, directory, initial)
             try:
                 result: dict[str, Any] = learner.run(stop)
             except QueueClosed as error:
@@ -75,6 +77,9 @@ def learn(
                 raise TrainingInterrupted(
                     f"the run was ended at step {step}, and a checkpoint of it is left: {error}"
                 ) from error
+            finally:
+                if tracer is not None:
+                    tracer.flush()
         if result["state"] == "finished":
             queue.close()
     if result["state"] != "finished":

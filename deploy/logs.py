@@ -1,43 +1,174 @@
 """Where log lines go: `runs/NAME/logs/WORKER.log` for each process; warnings to the driver too.
 
 The driver's own warnings go to `logs/controller.log` as well, a file that is there once it has
-warned.
+warned. With `logging.format: json` a line is an object, for programs. A fault that repeats does not
+flood: see `RepeatLimiter`.
 """
 
+import copy
+import json
 import logging
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from deploy.config import RunConfig
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# What a line may be about, given as `extra={"ordinal": 7}`.
+ABOUT = ("step", "ordinal", "example", "repeated")
+BURST, WINDOW_SECONDS = 5, 60.0
 
 
-def configure_logging(run_directory: Path, worker: str) -> None:
+def configure_logging(config: RunConfig, worker: str) -> None:
     """Sends this process's log to its own file, and warnings to standard error as well."""
-    directory = run_directory / "logs"
-    directory.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(directory / f"{worker}.log")
     to_stderr = logging.StreamHandler()
     to_stderr.setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=logging.INFO, format=FORMAT, handlers=[to_file, to_stderr], force=True
-    )
+    to_stderr.setFormatter(_formatter(config, worker))
+    limited = RepeatLimiter([_file(config, worker), to_stderr])
+    logging.basicConfig(level=logging.INFO, handlers=[limited], force=True)
     # Ray and JAX report at INFO what concerns their own developers.
     for name in ("ray", "jax", "orbax", "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextmanager
-def warnings_to_file(run_directory: Path, process: str) -> Iterator[None]:
+def warnings_to_file(config: RunConfig, process: str) -> Iterator[None]:
     """Sends this process's warnings to a file of the run too."""
-    directory = run_directory / "logs"
-    directory.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(directory / f"{process}.log", delay=True)
-    to_file.setLevel(logging.WARNING)
-    to_file.setFormatter(logging.Formatter(FORMAT))
-    logging.getLogger().addHandler(to_file)
+    limited = RepeatLimiter([_file(config, process)])
+    limited.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(limited)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(to_file)
-        to_file.close()
+        logging.getLogger().removeHandler(limited)
+        limited.close()
+
+
+def flush_logs() -> None:
+    """Writes what has been held back; a process that is ended from outside has no time to."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _file(config: RunConfig, process: str) -> logging.Handler:
+    directory = config.directory / "logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(directory / f"{process}.log", delay=True)
+    handler.setFormatter(_formatter(config, process))
+    return handler
+
+
+def _formatter(config: RunConfig, process: str) -> logging.Formatter:
+    if config.logging.format == "json":
+        return JsonFormatter(config.name, process)
+    return logging.Formatter(FORMAT)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON, of one run and process."""
+
+    def __init__(self, run: str, worker: str) -> None:
+        super().__init__()
+        self._who = {"run": run, "role": worker.partition("-")[0], "worker": worker}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            **self._who,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in ABOUT if hasattr(record, name)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+@dataclass
+class _Kind:
+    """The records of one place in the code since `began`."""
+
+    began: float
+    seen: int = 0
+    last: logging.LogRecord | None = None
+
+
+class RepeatLimiter(logging.Handler):
+    """Hands records on; of those that one place in the code writes, the first few in a minute.
+
+    What came beyond them is counted. When the minute is over, or at `flush`, the last one is handed
+    on with their number: "... (repeated 312 times)".
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[logging.Handler],
+        burst: int = BURST,
+        window: float = WINDOW_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._targets = targets
+        self._burst, self._window, self._clock = burst, window, clock
+        self._kinds: dict[tuple[str, int], _Kind] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held, as all of this class is."""
+        self._tell_repeats(self._clock() - self._window)
+        place = (record.pathname, record.lineno)
+        kind = self._kinds.setdefault(place, _Kind(self._clock()))
+        kind.seen += 1
+        if kind.seen <= self._burst:
+            self._hand_on(record)
+            return
+        if kind.last is None:  # so that it is told though nothing else is ever logged
+            timer = threading.Timer(self._window, self.flush)
+            timer.daemon = True
+            timer.start()
+        kind.last = record
+
+    def flush(self) -> None:
+        """Tells what has been counted."""
+        with self._held():
+            self._tell_repeats(self._clock())
+            for target in self._targets:
+                target.flush()
+
+    def close(self) -> None:
+        """Tells what has been counted, and closes the targets."""
+        self.flush()
+        for target in self._targets:
+            target.close()
+        super().close()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _tell_repeats(self, begun_before: float) -> None:
+        for place, kind in list(self._kinds.items()):
+            if kind.began > begun_before:
+                continue
+            del self._kinds[place]
+            if kind.last is not None:
+                repeated = kind.seen - self._burst
+                again = copy.copy(kind.last)
+                vars(again)["repeated"] = repeated
+                again.msg = f"{kind.last.getMessage()} (repeated {repeated} times)"
+                again.args = None
+                self._hand_on(again)
+
+    def _hand_on(self, record: logging.LogRecord) -> None:
+        for target in self._targets:
+            if record.levelno >= target.level:
+                target.handle(record)

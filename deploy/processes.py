@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import ray
 from actors import engines
 from actors.engine import Engine
 from deploy.config import RunConfig
-from deploy.logs import configure_logging
+from deploy.logs import configure_logging, flush_logs
 from deploy.queues import join_queue
+from deploy.tracing import TracedQueue, Tracer
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import PullingWorker
 from replay.queue import ReplayQueue
@@ -57,16 +59,30 @@ class _Process:
     def __init__(self, config_json: str, worker: str):
         self.config = RunConfig.model_validate_json(config_json)
         self.worker = worker
-        configure_logging(self.config.directory, worker)
+        configure_logging(self.config, worker)
         self.task = build_task(self.config.task)
         self.queue = join_queue(
             self.config,
             lambda: ticket_source(self.config, self.task),
             actor_name(self.config, QUEUE),
         )
+        self._tracer: Tracer | None = None
+        if self.config.tracing.endpoint is not None:
+            self._tracer = Tracer(self.config, self.config.directory, worker)
+            self.queue = TracedQueue(self.queue, self._tracer)
 
     def run(self) -> dict[str, Any]:
         """The role's life; returns its final status."""
+        logger.info("%s begins: process %d on %s", self.worker, os.getpid(), socket.gethostname())
+        try:
+            return self._run()
+        finally:  # what comes after this is a signal that leaves no time
+            logger.info("%s has ended", self.worker)
+            if self._tracer is not None:
+                self._tracer.flush()
+            flush_logs()
+
+    def _run(self) -> dict[str, Any]:
         result: dict[str, Any] = self._role.run()
         return result
 
@@ -139,8 +155,7 @@ class LearnerProcess(_Process):
             self.config, self.task, self.queue, self.weights(), self.config.directory, initial
         )
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the last step."""
+    def _run(self) -> dict[str, Any]:
         return self._role.run(self._stop)
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ this order: a group that is acked has been trained, and the policy that its ack 
 there to be sampled with.
 """
 
+import logging
 import math
 import time
 from collections import deque
@@ -37,6 +38,8 @@ from replay.queue import Frontier, Lease, QueueClosed, QueueUnavailable, ReplayQ
 from vision.models.checkpoint import save_npz
 from vision.models.config import ModelConfig
 from vision.tasks.task import Task, token_names
+
+logger = logging.getLogger(__name__)
 
 WORKER = "learner"
 FINAL_FILE = "final.npz"
@@ -167,6 +170,7 @@ class Learner:
     ) -> None:
         config, done = self._config, int(state.step)
         self.status |= {"step": done, "resumed": done, "seconds": {}}
+        logger.info("trains from step %d to %d", done, config.steps, extra={"step": done})
         frozen = self._initial if config.reinforce.kl_weight else None
         while done < config.steps and not stop.requested:
             self.status |= {"state": "waiting", "step": done}
@@ -372,6 +376,7 @@ class Learner:
         policies: deque[tuple[int, Any]],
         frontier: Frontier,
     ) -> None:
+        logger.info("saves step %d", int(state.step), extra={"step": int(state.step)})
         kept = self._kept_policies
         previous = [params for version, params in policies if version < int(state.step)]
         # Filled up at the start of a run, so that every checkpoint has one shape.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from protos.reward import ScoreRequest
-from protos.trajectory import Failed, FailureKind, Outcome, Sampled, Scored, ScoredGroup
+from protos.trajectory import Failed, FailureKind, Outcome, Sampled, Scored, ScoredGroup, Ticket
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import WAIT_SECONDS, PullingWorker, WorkerStatus
 from replay.queue import Lease, ReplayQueue, Stage
@@ -178,12 +178,13 @@ class RewardWorker(PullingWorker):
         self.status.groups += 1
         if isinstance(result, GroupFailure):
             self.status.failed_groups += 1
-            self._report(f"ordinal {ticket.ordinal}, example {ticket.example_id}: {result.reason}")
+            self._report(ticket, "", result.reason)
             return result
         for index, outcome in enumerate(result):
             if not isinstance(outcome, Scored):
                 self.status.failed_samples += 1
-                self._report(_describe(outcome, index, ticket.ordinal, ticket.example_id))
+                name, reason = type(outcome).__name__.lower(), getattr(outcome, "reason", "")
+                self._report(ticket, f", sample {index}", f"{name}: {reason}")
         return result
 
     def _usable(self, outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...] | GroupFailure:
@@ -201,13 +202,8 @@ class RewardWorker(PullingWorker):
                     )
         return outcomes
 
-    def _report(self, reason: str) -> None:
-        logger.warning("%s: %s", self.status.worker, reason)
-        self.status.failure(reason)
-
-
-def _describe(outcome: Outcome, sample: int, ordinal: int, example_id: str) -> str:
-    return (
-        f"ordinal {ordinal}, example {example_id}, sample {sample}: "
-        f"{type(outcome).__name__.lower()}: {getattr(outcome, 'reason', '')}"
-    )
+    def _report(self, ticket: Ticket, sample: str, reason: str) -> None:
+        said = f"ordinal {ticket.ordinal}, example {ticket.example_id}{sample}: {reason}"
+        about = {"ordinal": ticket.ordinal, "example": ticket.example_id}
+        logger.warning("%s: %s", self.status.worker, said, extra=about)
+        self.status.failure(said)
