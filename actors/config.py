@@ -13,7 +13,8 @@ class SamplerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     count: int = Field(1, ge=0, le=4096)
-    """Sampler processes; 0: only those outside of Ray, `rewardtune work sampler`."""
+    """Sampler processes; 0: only those outside of Ray, `rewardtune work sampler`. `rewardtune
+    scale` changes it while a run goes on."""
     engine: Literal["jax", "torch", "auto"] = "jax"
     """What runs the decoding loop; auto: torch where samplers have GPUs (`resources.num_gpus`),
     else jax. torch needs the extra `torch`."""

@@ -17,6 +17,8 @@ from deploy.cli_output import AsJson, console, friendly, print_metrics
 from deploy.environment import add_working_directory_to_path, compilation_cache
 from deploy.learn_command import learn
 from deploy.plan_command import plan
+from deploy.run_directory import check_outlives_job
+from deploy.scale_command import scale
 from deploy.score_commands import score_app
 from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
@@ -62,7 +64,9 @@ def pretrain(config: ConfigPath, overrides: Overrides = None, overwrite: Overwri
     """Train a model by maximum likelihood (Algorithm 1)."""
     from deploy.runs import run_pretrain
 
-    path = run_pretrain(read_config(config, overrides), overwrite)
+    resolved = read_config(config, overrides)
+    check_outlives_job(resolved.runs)
+    path = run_pretrain(resolved, overwrite)
     print_metrics("held-out metrics", json.loads((path.parent / "evaluation.json").read_text()))
     console.print(f"checkpoint: {path}")
 
@@ -74,6 +78,7 @@ def tune(config: ConfigPath, overrides: Overrides = None, overwrite: Overwrite =
     from deploy.runs import run_tune
 
     resolved = read_config(config, overrides)
+    check_outlives_job(resolved.runs)
     run_tune(resolved, overwrite)
     console.print(
         f"finished; `rewardtune report {resolved.runs / resolved.name}` shows before and after"
@@ -207,6 +212,7 @@ def demo(
 app.command()(friendly(learn))
 app.command()(friendly(status))
 app.command()(friendly(plan))
+app.command()(friendly(scale))
 app.command("simulate")(friendly(simulate_runs))
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deploy.coming_nodes import demanded, nodes_coming
 from deploy.config import ClusterConfig, thread_environment
 from deploy.environment import compilation_cache
+from learner.stop import StopRequest, TrainingInterrupted
 from replay.resources import Resources
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ def connect(config: ClusterConfig, job_name: str) -> bool:
     if ray.is_initialized():
         return False
     address = config.address or os.environ.get("RAY_ADDRESS")
+    # Ray refuses a variable that a job's runtime environment sets too; ours holds that one's value.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     environment = {"env_vars": {"PYTHONPATH": _python_path()}}
     if address is None:
         ray.init(
@@ -102,24 +107,51 @@ def actor_options(resources: Resources, name: str) -> dict[str, Any]:
     return options
 
 
-def check_placement(requests: Sequence[Request], config: ClusterConfig) -> None:
+def beside_the_driver() -> dict[str, Any]:
+    """Ray's options for what should live as long as the driver: its node, while that has room."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+
+
+def check_placement(requests: Sequence[Request], config: ClusterConfig, stop: StopRequest) -> None:
     """Finds requests that no node could ever meet, and a cluster too small for one of each role.
 
-    Waits `placement_seconds` for an autoscaler to bring nodes.
+    Has an autoscaler bring nodes for them. Waits `placement_seconds`, and as long as it is bringing
+    some.
 
     Raises:
       PlacementError: with what was asked, and what the nodes have.
+      TrainingInterrupted: asked to stop while it waits.
     """
-    deadline = time.monotonic() + config.placement_seconds
-    while True:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        faults = _faults(requests, nodes)
-        if not faults:
-            break
-        if time.monotonic() > deadline:
-            raise PlacementError("; ".join(faults) + f". {describe_nodes(nodes)}")
+    faults = _faults(requests, _nodes())
+    if faults:
+        with demanded(
+            [request.amounts() for request in requests],
+            [request.resources.labels for request in requests],
+        ):
+            _wait_for_nodes(requests, config, stop)
+    _warn_if_crowded(requests, _nodes())
+
+
+def _wait_for_nodes(requests: Sequence[Request], config: ClusterConfig, stop: StopRequest) -> None:
+    patient_until = time.monotonic() + config.placement_seconds
+    told = 0
+    while faults := _faults(requests, _nodes()):
+        coming = nodes_coming()
+        if coming > told:
+            logger.warning("%s. Ray's autoscaler brings %d nodes", "; ".join(faults), coming)
+        if coming:
+            patient_until = time.monotonic() + config.placement_seconds
+        told = coming
+        if stop.requested:
+            raise TrainingInterrupted("stopped before it began: it waited for nodes")
+        if time.monotonic() > patient_until:
+            raise PlacementError("; ".join(faults) + f". {describe_nodes(_nodes())}")
         time.sleep(0.5)
-    _warn_if_crowded(requests, nodes)
+
+
+def _nodes() -> list[Mapping[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _faults(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> list[str]:

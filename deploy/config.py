@@ -76,10 +76,10 @@ class ClusterConfig(BaseModel):
     """A running cluster (`auto`, or its address); null starts one on this machine, or joins the
     one of RAY_ADDRESS."""
     start_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """The longest that a first worker of each role may take to start."""
+    """The longest that a first worker of each role may take to start, while no node is coming."""
     placement_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """How long to wait for an autoscaler before a request that no node could ever meet is
-    reported as infeasible."""
+    """How long a request that no node could ever meet waits for Ray's autoscaler to bring one. As
+    long as it is bringing nodes, the run waits on."""
     stop_seconds: Annotated[float, Field(gt=0)] = 60.0
     """The longest that the learner may take to finish its step and save it when asked to stop."""
     reply_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -249,7 +249,14 @@ class RunConfig(BaseModel):
 # How many workers do the work, how it is watched and how long it goes on changes no step's result.
 _MAY_CHANGE = {
     "actors": ("count", "cuda_graphs", "deadline_seconds", "lease_seconds"),
-    "rewards": ("count", "groups_per_lease", "deadline_seconds", "lease_seconds", "resources"),
+    "rewards": (
+        "count",
+        "autoscale",
+        "groups_per_lease",
+        "deadline_seconds",
+        "lease_seconds",
+        "resources",
+    ),
     "learner": (
         "checkpoint_every",
         "keep_checkpoints",

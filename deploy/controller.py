@@ -15,7 +15,7 @@ import ray
 
 from deploy import processes
 from deploy.bottleneck import find_bottleneck
-from deploy.cluster import actor_options, check_placement, connect
+from deploy.cluster import actor_options, beside_the_driver, check_placement, connect
 from deploy.config import RunConfig
 from deploy.logs import warnings_to_file
 from deploy.monitoring.exporter import RunMetrics
@@ -26,6 +26,8 @@ from deploy.recent import Recent
 from deploy.reward_hacking import RewardHackingWatch
 from deploy.run_directory import write_status
 from deploy.run_status import run_status
+from deploy.scaling import Scaling
+from deploy.targets import TARGETS, TargetsBoard, TargetsReader
 from learner.stop import StopRequest
 from learner.weight_store import RayWeights, WeightStore
 from replay.queue import ReplayQueue, Stats
@@ -55,6 +57,7 @@ class Controller:
         self._stats: Stats | None = None
         self._queue: RunQueue | None = None
         self._interruptions = 0
+        self._scaling: Scaling | None = None
         self._hacking = RewardHackingWatch(config.directory, task.headline)
         self._recent = Recent()
         self._metrics = RunMetrics(config)
@@ -69,7 +72,7 @@ class Controller:
         """
         started_here = connect(self._config.cluster, f"rewardtune-{self._config.name}")
         try:
-            check_placement(run_requests(self._config), self._config.cluster)
+            check_placement(run_requests(self._config), self._config.cluster, stop)
             with (
                 warnings_to_file(self._config, "controller"),
                 self._services() as (run_queue, store_handle),
@@ -95,17 +98,25 @@ class Controller:
                     versions + SPARE_VERSIONS, config.evaluation.every, config.model_dump_json()
                 )
             )
+            options = actor_options(SERVICE, processes.actor_name(config, TARGETS))
+            board = (
+                ray.remote(TargetsBoard)
+                .options(**options | beside_the_driver())
+                .remote(config.name)
+            )
+            self._scaling = Scaling(config, self._pool, TargetsReader(board))
             try:
                 yield run_queue, store
             finally:
                 self._pool.remove()
+                ray.kill(board)
                 ray.kill(store)
                 self._report_end()
 
     def _service_options(self, name: str) -> dict[str, Any]:
         options = actor_options(SERVICE, processes.actor_name(self._config, name))
         # Their state dies with them: a fresh one would answer wrongly instead of not at all.
-        return options | {"max_restarts": 0, "max_concurrency": 1000}
+        return options | beside_the_driver() | {"max_restarts": 0, "max_concurrency": 1000}
 
     def _tune(self, queue: ReplayQueue, store_handle: Any, stop: StopRequest) -> dict[str, Any]:
         weights = RayWeights(store_handle, self._config.cluster.reply_seconds)
@@ -116,8 +127,7 @@ class Controller:
         learner.begin()
         # Samplers ask for weights at once: the learner publishes the first before they start.
         self._watch(queue, lambda: weights.newest_version() is not None or stop.requested)
-        for worker in self._pool.others:
-            worker.begin()
+        self._pool.begin_others()
         give_up = float("inf")
         while learner.finished is None:
             self._check(queue)
@@ -176,6 +186,8 @@ class Controller:
             self._stats.expired_by_worker, queue_was_there=interruptions == self._interruptions
         )
         self._interruptions = interruptions
+        if self._scaling is not None:
+            self._scaling.adjust(self._stats, self._last_status)
         self._report_last()
 
     def _report_last(self) -> None:
@@ -192,6 +204,8 @@ class Controller:
         status["cluster"] = ray.get_runtime_context().gcs_address  # for `rewardtune serve`
         if self._queue is not None:
             status["queue"] |= self._queue.status()
+        if self._scaling is not None:
+            status["pools"] = self._scaling.describe()
         status |= self._recent.observe(status, time.monotonic())
         status["bottleneck"] = find_bottleneck(status).to_json()
         return status

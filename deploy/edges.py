@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import ray
 from deploy import processes
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
+from deploy.environment import use_token_of_this_machine
 from deploy.payloads import PayloadCheck
 from deploy.queues import join_queue
 from deploy.run_directory import RunDirectoryError, read_status
@@ -147,7 +147,7 @@ def _join_ray(config: RunConfig) -> RayWeights:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address is None:
         address = _address_of(config)
-        _use_token_of_this_machine()
+        use_token_of_this_machine()
     namespace = f"rewardtune-{config.name}"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -161,16 +161,6 @@ def _join_ray(config: RunConfig) -> RayWeights:
             "`rewardtune tune` and the same config"
         )
     return RayWeights(ray.get_actor(actor), config.cluster.reply_seconds)
-
-
-def _use_token_of_this_machine() -> None:
-    """A Ray that a run has started here wants the token of ~/.ray.
-
-    Ray reads the variable that says so when it is imported, so this process begins again with it.
-    """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _address_of(config: RunConfig) -> str:

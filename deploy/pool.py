@@ -1,10 +1,13 @@
 """The workers of a run, of every role: started, checked, replaced where they fail, and ended.
 
 Invariant: a name is given to one worker only; the queue and Ray know workers by name.
+Invariant: of every role as many workers stay as its target says; those beyond it drain: they take
+no new work, give or release what they hold, and are ended.
 """
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from deploy import processes
 from deploy.cluster import PlacementError, Request, actor_options, describe_nodes
+from deploy.coming_nodes import nodes_coming
 from deploy.config import RunConfig
 from deploy.workers import Worker
 from replay.queue import ReplayQueue
@@ -35,7 +39,7 @@ def run_requests(config: RunConfig) -> list[Request]:
     requests = [
         *([] if config.learner.outside else [learner]),
         Request("sampler", config.actors.count, config.actors.resources),
-        Request("reward", config.rewards.count, config.rewards.resources),
+        Request("reward", config.rewards.initial_count, config.rewards.resources),
     ]
     if config.evaluation.every:
         requests.append(Request("evaluator", 1, config.evaluation.resources))
@@ -50,6 +54,8 @@ class Pool:
         self._config = config
         self._requests = {request.role: request for request in run_requests(config)}
         self._expired: dict[str, int] = {}
+        self._names: Counter[str] = Counter()
+        self._begun = False
 
     @property
     def learner(self) -> Worker:
@@ -64,11 +70,37 @@ class Pool:
     def fill(self) -> None:
         """Adds a worker for each that was asked for; none begins yet."""
         for request in self._requests.values():
-            for index in range(request.count):
-                self._add(request, index)
+            for _ in range(request.count):
+                self._add(request)
 
-    def _add(self, request: Request, index: int) -> None:
-        name = request.role if request.count == 1 else f"{request.role}-{index}"
+    def begin_others(self) -> None:
+        """Begins all but the learner."""
+        self._begun = True
+        for worker in self.others:
+            worker.begin()
+
+    def of_role(self, role: str) -> list[Worker]:
+        """The workers of a role that stay, oldest first."""
+        return [w for w in self.workers if w.role == role and not w.draining]
+
+    def scale(self, role: str, count: int) -> None:
+        """Sets a role's target: begins workers, or drains some; the newest, of those first that do
+        not run yet.
+        """
+        staying = self.of_role(role)
+        for _ in range(count - len(staying)):
+            worker = self._add(self._requests[role])
+            if self._begun:
+                worker.begin()
+        leaving = sorted(staying, key=lambda worker: worker.running is None)  # oldest first
+        for worker in leaving[count:]:
+            worker.drain()
+
+    def _add(self, request: Request) -> Worker:
+        index = self._names[request.role]
+        self._names[request.role] += 1
+        alone = request.count == 1 and index == 0
+        name = request.role if alone else f"{request.role}-{index}"
         config_json = self._config.model_dump_json()
 
         def start(worker: str) -> Any:
@@ -77,7 +109,9 @@ class Pool:
             actor_class: Any = ray.remote(ROLES[request.role])
             return actor_class.options(**options).remote(config_json, name)
 
-        self.workers.append(Worker(name, request.role, start))
+        worker = Worker(name, request.role, start)
+        self.workers.append(worker)
+        return worker
 
     def check(self, queue: ReplayQueue) -> None:
         """Moves on from what has happened to each since the last check.
@@ -95,6 +129,10 @@ class Pool:
 
         for worker in self.workers:
             worker.check(on_death)
+        for worker in [w for w in self.workers if w.draining and w.running is None]:
+            worker.remove()
+            self.workers.remove(worker)
+            logger.info("%s has drained and is ended", worker.name)
         self._check_placed()
 
     def _check_placed(self) -> None:
@@ -105,7 +143,7 @@ class Pool:
             if len(waiting) < len(workers):
                 continue
             oldest = min(worker.since for worker in waiting)
-            if time.monotonic() - oldest > limit:
+            if time.monotonic() - oldest > limit and not nodes_coming():
                 nodes = [node for node in ray.nodes() if node["Alive"]]
                 raise PlacementError(
                     f"no {role} started within {limit:g} s: {self._requests[role]}. "

@@ -18,10 +18,27 @@ CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
 EVALUATION_FILE = "evaluation.json"
 LOCK_FILE = ".lock"
+# Ray unpacks a job's working directory below a directory of this name.
+UPLOADED = "working_dir_files"
 
 
 class RunDirectoryError(RuntimeError):
     """A run directory that cannot be used, and what would help."""
+
+
+def check_outlives_job(runs: Path) -> None:
+    """Refuses run directories in the working directory of a Ray job.
+
+    Raises:
+      RunDirectoryError: `runs` is in it.
+    """
+    here = Path.cwd()
+    if UPLOADED in here.parts and runs.absolute().is_relative_to(here):
+        raise RunDirectoryError(
+            f"runs is {runs}, in the job's working directory: that is a temporary copy on the "
+            "head, and the run would be lost with it. Add runs=PATH, absolute, on a file system "
+            "that all nodes share"
+        )
 
 
 @contextmanager

@@ -25,6 +25,8 @@
                          them
     roles                by role: workers by state; busy: share of work, recent; seconds_per_group:
                          of work, of one worker, recent; null where there is nothing to tell from
+    pools                actors, rewards: target; by: what set it (config | operator | autoscale);
+                         autoscale: whether the config has it; workers by state
     bottleneck           role, sentence, more: see `deploy.bottleneck`
     cluster              address of Ray's head
 

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger(__name__)
 
+STATUS_SECONDS = 0.5
 FAILURES_ALLOWED = 5
 FAILURE_WINDOW_SECONDS = 120.0
 
@@ -38,7 +39,8 @@ class Worker:
     """One worker process.
 
     `started` and `running` are the pending calls `describe` and `run` of its actor; `finished` is
-    what `run` returned; `removed`: the actor has been ended for good.
+    what `run` returned; `draining`: it was told to end after the work at hand, since fewer are
+    wanted; `removed`: the actor has been ended for good.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Worker:
     running: Any = None
     where: Mapping[str, Any] = field(default_factory=dict)
     finished: dict[str, Any] | None = None
+    draining: bool = False
     removed: bool = False
     restarts: int = 0
     since: float = 0.0
@@ -59,9 +62,11 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """pending, running or ended."""
+        """pending, running, draining or ended."""
         if self.finished is not None or self.removed:
             return "ended"
+        if self.draining:
+            return "draining"
         return "running" if self.running is not None else "pending"
 
     def begin(self) -> None:
@@ -143,9 +148,9 @@ class Worker:
                 self.status = ray.get(call, timeout=0)
             except RayError as error:
                 logger.debug("no status of %s: %s", self.name, error)
-        if self.status_call is None:
-            self.status_call = self.handle.status.remote()
-            self.asked = time.monotonic()
+        now = time.monotonic()
+        if self.status_call is None and now - self.asked >= STATUS_SECONDS:
+            self.status_call, self.asked = self.handle.status.remote(), now
 
     @property
     def silent_seconds(self) -> float:
@@ -163,12 +168,17 @@ class Worker:
         if self.handle is not None:
             self.handle.stop.remote()
 
+    def drain(self) -> None:
+        """Has it end after the work at hand, as fewer are wanted."""
+        self.draining = True
+        self.ask_to_stop()
+
     def remove(self) -> None:
         """Ends the actor for good."""
         self.removed = True
         if self.handle is not None:
             ray.kill(self.handle, no_restart=True)
-            if self.where:
+            if self.where and self.finished is None:
                 # Ray asks the process to end; one that is stopped would not hear it.
                 kill_process(self.where["node"], self.where["pid"])
 

@@ -1,9 +1,10 @@
 """What samplers and reward workers have in common: they pull, work and pull again."""
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
 
@@ -12,16 +13,35 @@ WAIT_SECONDS = 1.0
 
 @dataclass
 class WorkerStatus:
-    """What a worker has done so far; times in seconds."""
+    """What a worker has done so far; times in seconds, with that of the spell at hand."""
 
     worker: str
     groups: int = 0
     working: float = 0.0
     waiting: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._booking = threading.Lock()
+        self._spell: Literal["working", "waiting"] | None = None
+        self._since = 0.0
+
+    def turn_to(self, spell: Literal["working", "waiting"] | None) -> None:
+        """Ends the spell at hand and begins another."""
+        with self._booking:
+            self._book()
+            self._spell = spell
+
+    def _book(self) -> None:
+        now = time.monotonic()
+        if self._spell is not None:
+            setattr(self, self._spell, getattr(self, self._spell) + now - self._since)
+        self._since = now
+
     def to_dict(self) -> dict[str, Any]:
-        """For the status page."""
-        return asdict(self)
+        """For the status page, from any thread."""
+        with self._booking:
+            self._book()
+            return asdict(self)
 
 
 class PullingWorker(ABC):
@@ -49,7 +69,7 @@ class PullingWorker(ABC):
         """The worker's life; returns its status when the queue has closed."""
         status = self._status
         while not self._stopping:
-            began = time.monotonic()
+            status.turn_to("waiting")
             try:
                 wanted = self._wanted()
                 leases = (
@@ -57,11 +77,10 @@ class PullingWorker(ABC):
                     if wanted
                     else []
                 )
-                leased = time.monotonic()
-                status.waiting += leased - began
                 if leases:
+                    status.turn_to("working")
                     self._work(leases)
             except QueueClosed:
                 break
-            status.working += time.monotonic() - leased
+        status.turn_to(None)
         return status.to_dict()

@@ -116,7 +116,10 @@ class RewardWorker(PullingWorker):
         done: list[Answer] = []
         flushed = time.monotonic()
         try:
-            for lease in leases:
+            for number, lease in enumerate(leases):
+                if self._stopping:  # others take what is not begun
+                    self._queue.release([left.id for left in leases[number:]])
+                    break
                 with self._keeper.working_on([lease]):
                     answer = self._begin(lease)
                 if answer.outcomes.done() or self._in_flight is None:

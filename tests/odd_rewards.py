@@ -101,3 +101,24 @@ class HeldReward(SmoothReward):
         while len(self._metrics.read_text().splitlines()) < self._steps:
             time.sleep(0.05)
         return super().score(examples, predictions)
+
+
+class GatedReward(SmoothReward):
+    """Scores no group while a gate is shut, and takes the seconds that stand in it else."""
+
+    def __init__(self, task: Task, gate: str):
+        super().__init__(task)
+        self._gate = Path(gate)
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
+        while (seconds := self._gate.read_text()) == "shut":
+            time.sleep(0.05)
+        time.sleep(float(seconds))
+        return super().score(examples, predictions)
+
+
+def set_gate(gate: Path, to: str) -> None:
+    """Shuts it ("shut"), or opens it ("0.5": seconds a group); readers see the old or the new."""
+    beside = gate.with_suffix(".new")
+    beside.write_text(to)
+    beside.replace(gate)
