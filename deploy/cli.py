@@ -24,6 +24,7 @@ from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
 from deploy.status_command import status
 from deploy.work_command import work_app
+from deploy.submit_command import submit
 
 app = typer.Typer(
     add_completion=False,
@@ -213,6 +214,7 @@ app.command()(friendly(learn))
 app.command()(friendly(status))
 app.command()(friendly(plan))
 app.command()(friendly(scale))
+app.command()(friendly(submit))
 app.command("simulate")(friendly(simulate_runs))
 
 

@@ -1,0 +1,124 @@
+"""What a job is, before any cluster sees it."""
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+from deploy import submit
+from deploy.config import RunConfig
+from deploy.config_file import ConfigError, read_config
+from deploy.run_directory import UPLOADED, RunDirectoryError, check_outlives_job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PRESET = "configs/quickstart/detection_map.yaml"
+
+
+def describe(path=PRESET, *overrides, directory=REPOSITORY, runtime_env=None, overwrite=False):
+    config = read_config(path, overrides, RunConfig)
+    return submit.describe_job(path, overrides, config, directory, runtime_env, overwrite)
+
+
+def names_in(directory: Path) -> set[str]:
+    with submit.packed(directory) as package, ZipFile(package) as contents:
+        return {name for name in contents.namelist() if not name.endswith("/")}
+
+
+def test_a_job_is_the_command_that_one_would_type_on_the_head():
+    job = describe(PRESET, "runs=/shared/my runs", "seed=3", overwrite=True)
+    assert shlex.split(job.entrypoint) == [
+        *("exec", "python", "-m", "deploy.cli", "tune", PRESET),
+        *("runs=/shared/my runs", "seed=3", "--overwrite"),
+    ]
+    assert job.metadata["run"] == "detection_map"
+    assert job.metadata["directory"] == "/shared/my runs/detection_map"
+    assert job.name.startswith("detection_map-")
+
+
+def test_a_relative_runs_is_refused_with_what_to_give():
+    with pytest.raises(ConfigError, match=r"'runs', a relative path: .* Give --runs PATH"):
+        describe()
+
+
+def test_a_stopped_job_has_the_time_that_its_learner_may_take():
+    job = describe(PRESET, "runs=/shared", "cluster.stop_seconds=100")
+    assert int(job.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > 100
+
+
+def test_a_runtime_environment_is_passed_on(tmp_path):
+    path = tmp_path / "environment.yaml"
+    path.write_text("pip: [einops]\nenv_vars: {QUEUE: a, RAY_JOB_STOP_WAIT_TIME_S: '7'}\n")
+    environment = describe(PRESET, "runs=/shared", runtime_env=path).runtime_env
+    assert environment["pip"] == ["einops"]
+    assert environment["env_vars"] == {"QUEUE": "a", "RAY_JOB_STOP_WAIT_TIME_S": "7"}
+    path.write_text("working_dir: /elsewhere\n")
+    with pytest.raises(ConfigError, match="without working_dir"):
+        describe(PRESET, "runs=/shared", runtime_env=path)
+
+
+def test_a_config_that_the_head_would_not_get_is_refused(tmp_path):
+    outside = tmp_path / "mine.yaml"
+    outside.write_text("name: mine\ntask: {kind: detection}\nmodel: {preset: tiny}\n")
+    with pytest.raises(ConfigError, match="not in the working directory"):
+        describe(str(outside), "runs=/shared")
+    inside = describe(str(outside), "runs=/shared", directory=tmp_path)
+    assert "tune mine.yaml" in inside.entrypoint
+
+
+def test_the_commit_is_told_and_whether_there_are_changes(tmp_path):
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)
+
+    assert "commit" not in describe(PRESET, "runs=/shared", directory=tmp_path).metadata
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    commit = describe(PRESET, "runs=/shared", directory=tmp_path).metadata["commit"]
+    assert len(commit) == 40
+    (tmp_path / "new.py").touch()
+    changed = describe(PRESET, "runs=/shared", directory=tmp_path).metadata["commit"]
+    assert changed == f"{commit} with changes"
+
+
+def test_the_repository_is_uploaded_with_checkpoints_and_without_what_a_job_does_not_need():
+    names = names_in(REPOSITORY)
+    tops = {name.split("/")[0] for name in names}
+    assert {"actors", "configs", "deploy", "learner", "replay", "rewards", "vision"} <= tops
+    assert "checkpoints/quickstart_detection.npz" in names
+    assert not {".git", ".venv", "runs", "docs", "experiments"} & tops
+    assert not any("__pycache__" in name for name in names)
+
+
+def test_a_directory_without_ignore_files_leaves_out_the_usual(tmp_path):
+    for name in ("my_reward.py", "my.yaml", "runs/old/final.npz", ".venv/lib.py", ".git/HEAD"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert names_in(tmp_path) == {"my_reward.py", "my.yaml"}
+    (tmp_path / ".rayignore").write_text("*.py\n")
+    assert names_in(tmp_path) == {"my.yaml", ".rayignore"}
+
+
+def test_too_large_a_directory_is_refused_with_its_largest_files(tmp_path, monkeypatch: Any):
+    monkeypatch.setattr(submit, "GCS_STORAGE_MAX_SIZE", 3 * 2**20)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "big.bin").write_bytes(bytes(2 * 2**20))
+    (tmp_path / "bigger.bin").write_bytes(bytes(3 * 2**20))
+    with (
+        pytest.raises(ConfigError, match=r"bigger.bin 3.0 MiB, data/big.bin 2.0 MiB\. .*rayignore"),
+        submit.packed(tmp_path),
+    ):
+        pass
+
+
+def test_a_run_in_a_jobs_working_directory_is_refused(tmp_path, monkeypatch: Any):
+    there = tmp_path / UPLOADED / "_ray_pkg_1"
+    there.mkdir(parents=True)
+    monkeypatch.chdir(there)
+    check_outlives_job(tmp_path / "runs")
+    with pytest.raises(RunDirectoryError, match=r"temporary copy on the head.*runs=PATH"):
+        check_outlives_job(Path("runs"))
+    monkeypatch.chdir(tmp_path)
+    check_outlives_job(Path("runs"))
