@@ -7,8 +7,6 @@ import typer
 
 from deploy.cli_config import ConfigPath, Overrides
 from deploy.cli_output import console
-from deploy.config import RunConfig
-from deploy.config_file import read_config
 
 
 def submit(
@@ -36,6 +34,8 @@ def submit(
 ) -> None:
     """Tune on a Ray cluster, as a job; submit again to resume."""
     from deploy import submit as jobs
+    from deploy.config import RunConfig
+    from deploy.config_file import read_config
 
     changes = [*(overrides or []), *([f"runs={runs}"] if runs is not None else [])]
     resolved = read_config(config, changes, RunConfig)

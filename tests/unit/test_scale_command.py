@@ -14,6 +14,7 @@ def write_status(directory, name, state="training", age=0.0):
     run = directory / "runs" / name
     run.mkdir(parents=True)
     status = {"run": name, "state": state, "time": time.time() - age, "cluster": f"at-{name}:1"}
+    status["workers"] = []
     (run / "status.json").write_text(json.dumps(status))
 
 
