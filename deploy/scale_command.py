@@ -61,7 +61,7 @@ def parse_targets(changes: Sequence[str]) -> dict[str, "Target"]:
     """`rewards=16 actors=4` as targets.
 
     Raises:
-      ConfigError: another word, or a number out of range.
+      ConfigError: another word, or a number out of range. 0: only workers outside of Ray.
     """
     targets: dict[str, Target] = {}
     for change in changes:
@@ -71,8 +71,8 @@ def parse_targets(changes: Sequence[str]) -> dict[str, "Target"]:
         if section == "rewards" and text == "auto":
             targets[section] = "auto"
             continue
-        if not text.isdigit() or not 1 <= int(text) <= MOST[section]:
-            raise ConfigError(f"{change!r}: the number of workers must be 1 to {MOST[section]}")
+        if not text.isdigit() or int(text) > MOST[section]:
+            raise ConfigError(f"{change!r}: the number of workers must be 0 to {MOST[section]}")
         targets[section] = int(text)
     return targets
 

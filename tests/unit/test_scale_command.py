@@ -24,7 +24,7 @@ def test_targets_are_numbers_of_workers_or_auto():
 
 
 @pytest.mark.parametrize(
-    "change", ["learner=2", "rewards", "rewards=0", "rewards=-1", "actors=5000", "actors=auto"]
+    "change", ["learner=2", "rewards", "rewards=1.5", "rewards=-1", "actors=5000", "actors=auto"]
 )
 def test_what_cannot_be_scaled_is_refused_by_name(change):
     with pytest.raises(ConfigError, match=change):
