@@ -23,8 +23,8 @@ from deploy.score_commands import score_app
 from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
 from deploy.status_command import status
-from deploy.work_command import work_app
 from deploy.submit_command import submit
+from deploy.work_command import work_app
 
 app = typer.Typer(
     add_completion=False,
