@@ -26,10 +26,10 @@ import ray
 
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
-from replay.queue import ReplayQueue
+from replay.queue import ReplayQueue, Stage
 from replay.ray_client import RayReplayQueue
 from replay.redis_queue import RedisReplayQueue
-from replay.state import QueueState, Stage
+from replay.state import QueueState
 from replay.tickets import TicketSource
 from tests.redis_server import RedisServer, redis_server
 
@@ -123,7 +123,7 @@ def on_redis(sync: str, config: QueueConfig) -> Iterator[tuple[RedisServer, Redi
         connection = server.connect()
         mint = lambda ordinal: SOURCE.ticket(ordinal).to_bytes()  # noqa: E731
         queue = RedisReplayQueue(connection, "benchmark", mint)
-        queue.create(config, "the benchmark")
+        queue.open(config, "the benchmark", "a run")
         yield server, queue
         connection.close()
 

@@ -24,7 +24,7 @@ from deploy.pool import Pool, run_requests
 from deploy.queues import RunQueue, start_queue
 from deploy.recent import Recent
 from deploy.reward_hacking import RewardHackingWatch
-from deploy.run_directory import write_status
+from deploy.run_directory import run_id, write_status
 from deploy.run_status import run_status
 from deploy.scaling import Scaling
 from deploy.targets import TARGETS, TargetsBoard, TargetsReader
@@ -90,7 +90,8 @@ class Controller:
         versions = config.lag + 1 if config.replay.mode == "ordered" else 1
         tickets = processes.ticket_source(config, self._task)
         options = self._service_options(processes.QUEUE)
-        with start_queue(config, tickets, options, self._report_last) as run_queue:
+        identity = f"{processes.identity_digest(config)} {run_id(config.directory)}"
+        with start_queue(config, identity, tickets, options, self._report_last) as run_queue:
             store = (
                 ray.remote(WeightStore)
                 .options(**self._service_options(processes.WEIGHTS))

@@ -1,5 +1,6 @@
 """A run's replay queue, wherever it is: in a Ray actor, or in Redis with `replay.url`."""
 
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +18,8 @@ from replay.tickets import TicketSource
 
 if TYPE_CHECKING:
     from replay.redis_connection import RedisConnection
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,14 +54,16 @@ class RunQueue:
 @contextmanager
 def start_queue(
     config: RunConfig,
+    identity: str,
     tickets: TicketSource,
     actor_options: dict[str, Any],
     on_waiting: Callable[[], None],
 ) -> Iterator[RunQueue]:
-    """Makes the run's queue, empty: the learner says from where it goes on.
+    """Makes the run's queue, or takes it up in Redis; the learner says from where it goes on.
 
     Args:
       config: of the run.
+      identity: tells the run from all others, and from itself with other numbers.
       tickets: of the run.
       actor_options: of the Ray actor that holds the queue in memory.
       on_waiting: called while a lost Redis is waited for.
@@ -78,7 +83,9 @@ def start_queue(
     try:
         queue = RedisReplayQueue(connection, config.name)
         owner = f"{socket.gethostname()}:{config.directory}"
-        queue.create(config.queue_config(), owner, config.model_dump_json())
+        told = config.model_dump_json()
+        if queue.open(config.queue_config(), owner, identity, told):
+            logger.info("the queue in Redis is taken up again")
         yield RunQueue(queue, connection)
     finally:
         connection.close()

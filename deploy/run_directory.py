@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ EVALUATION_FILE = "evaluation.json"
 LOCK_FILE = ".lock"
 # Ray unpacks a job's working directory below a directory of this name.
 UPLOADED = "working_dir_files"
+ID_FILE = ".id"
 
 
 class RunDirectoryError(RuntimeError):
@@ -72,6 +74,8 @@ def open_run_directory(config: "RunConfig", overwrite: bool = False) -> Iterator
             if overwrite:
                 _remove_run(directory)
             _write_config(config, directory)
+            if not (directory / ID_FILE).exists():
+                write_atomically(directory / ID_FILE, secrets.token_hex(8))
         except OSError as error:
             raise RunDirectoryError(
                 f"run directory {directory} cannot be written: {error.strerror}"
@@ -130,6 +134,11 @@ def read_run(directory: Path) -> "RunConfig":
     if not path.is_file():
         raise RunDirectoryError(f"{directory}: no run here (no {CONFIG_FILE})")
     return RunConfig.model_validate(yaml.safe_load(path.read_text()))
+
+
+def run_id(directory: Path) -> str:
+    """Tells a run from every other, also of the same name and settings, and from one begun anew."""
+    return (directory / ID_FILE).read_text()
 
 
 def write_status(directory: Path, status: Mapping[str, Any]) -> None:

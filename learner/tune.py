@@ -309,7 +309,8 @@ class Learner:
     def _is_stale(self, step: int, scored: ScoredGroup) -> bool:
         if self._max_staleness is None:
             return False
-        return step - scored.sampled.policy_version > self._max_staleness
+        # A version after this learner's own is of one that has gone back to a checkpoint since.
+        return not 0 <= step - scored.sampled.policy_version <= self._max_staleness
 
     @staticmethod
     def _staleness(step: int, groups: list[TrainingGroup]) -> dict[str, float]:

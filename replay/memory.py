@@ -164,7 +164,7 @@ class MemoryReplayQueue:
     async def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
         """See `ReplayQueue.restart`."""
         self._fence.check(epoch)
-        self._state.restart(frontier)
+        self._state.restart(frontier, self._clock())
         self._serve()
 
     async def close(self) -> None:

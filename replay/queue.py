@@ -136,6 +136,11 @@ class Frontier:
             next_unacked += 1
         return Frontier(next_unacked, tuple(sorted(above)), self.dropped + len(dropped))
 
+    @property
+    def acked(self) -> int:
+        """How many are acked."""
+        return self.next_unacked + len(self.acked_above)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a checkpoint."""
         return {
@@ -266,8 +271,8 @@ class ReplayQueue(Protocol):
 
         What its last `lease` call was given counts as failed deliveries. What it held from before
         goes back untried: a worker asks for more when it is done with that, or when that waits
-        for an answer from elsewhere, so it did not kill the worker. Leases that expire are
-        told apart in the same way.
+        for an answer from elsewhere, so it did not kill the worker. So does what a learner held:
+        the next one trains the same groups. Leases that expire are told apart in the same way.
         """
         ...
 
@@ -302,7 +307,18 @@ class ReplayQueue(Protocol):
         ...
 
     def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
-        """Forgets all that is not acked in `frontier`; every lease is lost.
+        """Goes back (or forth) to what `frontier` says is acked; for a learner that resumes.
+
+        Groups at hand that are not acked in it survive, with their samples, scores and failures;
+        leases of `to_train` are given back, others go on. What was acked after the frontier is
+        minted anew, but what was quarantined stays so. The window holds: survivors that it has no
+        room for yet come back, without their leases, when their ordinals are handed out.
+
+        In async mode only those groups survive whose samples came in before the last ack of the
+        frontier. They are of policies that the resumed learner has had, too. What came later may be
+        of a policy that will be made again with other weights and the same number, so nobody could
+        tell how old the samples are: they are made again. In ordered mode every policy is made
+        again to the same bits.
 
         Raises:
           LearnerFenced: the epoch is given, and not the last one.

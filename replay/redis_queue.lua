@@ -9,10 +9,13 @@
 -- the reason), 'taken' (with the owner) or 'fenced' (with the epoch of a learner whose place is taken).
 --
 -- meta         hash: settings, frontier, counters
--- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons}
+-- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons, how many groups
+--              were acked when its samples came in}
+-- parked       hash: as items, of survivors of a restart that the window has no room for yet
 -- payloads     hash: ordinal -> bytes of its stage; none in to_sample, whose tickets are computed
 -- leases       hash: lease id -> {ordinal, stage, worker, ttl, deadline unless renewed, call}
--- newest       hash: worker -> its last call of `lease`, unless that was given nothing
+-- newest       hash: worker -> its last call of `lease`, unless that was given nothing; now and then
+--              cleared of those that hold nothing
 -- acked        sorted set of the acked ordinals above `next_unacked`
 -- STAGE:ready, STAGE:since, STAGE:deadlines    sorted sets: ordinals by ordinal and by the time they
 --              entered, lease ids by the time they end
@@ -30,7 +33,7 @@ local SAMPLE, TRAIN = 1, 3
 local KEPT_WAITS, KEPT_QUARANTINED, KEPT_REASONS = 1024, 1000, 20
 local SEEN_SECONDS, SEEN_STEP = 60, 20  -- the first as replay/queue.py has it
 local REPLY_SECONDS = 3600
-local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS = 1, 2, 3, 4, 5, 6  -- of an item
+local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS, SAMPLED_AT = 1, 2, 3, 4, 5, 6, 7  -- of an item
 local ORDINAL, WORKER, TTL, CALL = 1, 3, 4, 6                             -- of a lease, and STAGE = 2
 
 local call = redis.call
@@ -61,7 +64,7 @@ local FIELDS = {'block', 'next_unacked', 'dropped', 'next_block', 'lease_count',
                 'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed', 'fences'}
 local run = {}
 local found = call('HMGET', meta, 'incarnation', unpack(FIELDS))
-if not found[1] and operation ~= 'create' then return {'missing'} end
+if not found[1] and operation ~= 'open' then return {'missing'} end
 for i, field in ipairs(FIELDS) do run[field] = tonumber(found[i + 1]) end
 run.incarnation = found[1]
 
@@ -69,7 +72,7 @@ run.incarnation = found[1]
 -- are read many at a time and kept here, writes are made at the end, or before what they write is
 -- read again from Redis.
 local CHUNK = 4000  -- of Lua's stack
-local items, leases, newly_acked = {}, {}, {}
+local items, leases, parked, newly_acked = {}, {}, {}, {}
 local pending, order = {}, {}
 
 local function later(command, name, ...)
@@ -136,6 +139,7 @@ local function is_acked(ordinal)
   if some_acked == nil then some_acked = call('ZCARD', key('acked')) > 0 end
   return some_acked and call('ZSCORE', key('acked'), whole(ordinal)) ~= false
 end
+local function acked_count() return run.next_unacked + call('ZCARD', key('acked')) end
 local function count(field, by) call('HINCRBY', meta, field, by or 1) end
 
 local function make_ready(ordinal, item)
@@ -180,9 +184,10 @@ local function give_back(id, lease)
   make_ready(lease[ORDINAL], item_of(lease[ORDINAL]))
 end
 
--- From a worker that died or fell silent: it fails what it was handed last, and nothing else.
+-- From a worker that died or fell silent: it fails what it was handed last, and nothing else. What a
+-- learner held is not failed: the next one trains the same groups.
 local function take_back(id, lease, reason)
-  if tonumber(call('HGET', key('newest'), lease[WORKER]) or nil) == lease[CALL] then
+  if lease[2] ~= TRAIN and tonumber(call('HGET', key('newest'), lease[WORKER]) or nil) == lease[CALL] then
     fail(id, lease, reason, false)
   else
     give_back(id, lease)
@@ -207,25 +212,35 @@ end
 -- Dropped groups that new ones replace; in ordered mode a step is its ordinals.
 local function made_up_for() return run.ordered == 1 and 0 or run.dropped end
 
--- Makes the next block that is not all acked, if window and memory have room.
+-- Makes the next block, with the survivors that were parked, if window and memory have room.
 local function mint_block()
-  local size = run.block
-  while true do
-    local start = run.next_block * size
-    if run.total and start >= run.total + math.ceil(made_up_for() / size) * size then return false end
-    local fresh = {}
-    for ordinal = start, start + size - 1 do
-      if not is_acked(ordinal) then table.insert(fresh, ordinal) end
-    end
-    if call('HLEN', key('items')) + #fresh > run.window then return false end
-    begin_writing()
-    if full then return false end
-    run.next_block = run.next_block + 1
-    call('HSET', meta, 'next_block', whole(run.next_block))
-    for _, ordinal in ipairs(fresh) do make_ready(ordinal, {SAMPLE, 0, 0, '', now, {}}) end
-    flush()
-    if #fresh > 0 then return true end
+  local start, fresh, fields = run.next_block * run.block, {}, {}
+  if run.total and start >= run.total + math.ceil(made_up_for() / run.block) * run.block then
+    return false
   end
+  for ordinal = start, start + run.block - 1 do
+    if not is_acked(ordinal) then
+      table.insert(fresh, ordinal)
+      table.insert(fields, whole(ordinal))
+    end
+  end
+  if call('HLEN', key('items')) + #fresh > run.window then return false end
+  begin_writing()
+  if full then return false end
+  run.next_block = run.next_block + 1
+  call('HSET', meta, 'next_block', whole(run.next_block))
+  if call('EXISTS', key('parked')) == 1 then load(parked, 'parked', fields) end
+  for i, ordinal in ipairs(fresh) do
+    local item = parked[fields[i]]
+    if item then later('HDEL', key('parked'), fields[i]) end
+    if item and item[LEASE] ~= '' then
+      put_item(ordinal, item)
+    else
+      make_ready(ordinal, item or {SAMPLE, 0, 0, '', now, {}, 0})
+    end
+  end
+  flush()
+  return true
 end
 
 -- The ready ordinals of the lowest n blocks that have any.
@@ -233,7 +248,7 @@ local function next_blocks(n)
   local ready, size, ordinals, from = of_stage(SAMPLE, 'ready'), run.block, {}, 0
   for _ = 1, n do
     local lowest = call('ZRANGEBYSCORE', ready, from, '+inf', 'LIMIT', 0, 1)[1]
-    if not lowest and mint_block() then
+    while not lowest and mint_block() do
       lowest = call('ZRANGEBYSCORE', ready, from, '+inf', 'LIMIT', 0, 1)[1]
     end
     if not lowest then break end
@@ -308,12 +323,9 @@ end
 local function clear(names)
   for _, name in ipairs(names) do call('UNLINK', key(name)) end
 end
-local function forget_unacked()
-  clear({'items', 'payloads', 'leases', 'newest', 'acked'})
+local function clear_stages(names)
   for _, stage in ipairs(STAGES) do
-    for _, name in ipairs({'ready', 'since', 'deadlines', 'waits'}) do
-      call('UNLINK', key(stage .. ':' .. name))
-    end
+    for _, name in ipairs(names) do call('UNLINK', key(stage .. ':' .. name)) end
   end
 end
 
@@ -329,6 +341,19 @@ local function see(worker)
   if full then return end
   call('ZADD', key('seen'), exact(now), worker)
   call('ZREMRANGEBYSCORE', key('seen'), '-inf', exact(now - SEEN_SECONDS - SEEN_STEP))
+end
+
+-- Names are the workers' to choose, so those that hold nothing must not add up.
+local function forget_idle_workers()
+  if call('HLEN', key('newest')) <= 2 * call('HLEN', key('leases')) + 1024 then return end
+  local busy = {}
+  for _, packed in ipairs(call('HVALS', key('leases'))) do
+    busy[cmsgpack.unpack(packed)[WORKER]] = true
+  end
+  for _, worker in ipairs(call('HKEYS', key('newest'))) do
+    if not busy[worker] then later('HDEL', key('newest'), worker) end
+  end
+  flush()
 end
 
 local operations = {}
@@ -395,6 +420,7 @@ function operations.lease(arguments)
   call('LTRIM', of_stage(stage, 'waits'), -KEPT_WAITS, -1)
   call('HSET', meta, 'lease_count', whole(run.lease_count))
   call('HSET', key('newest'), worker, whole(first))
+  forget_idle_workers()
   if redelivered > 0 then count('redelivered', redelivered) end
   remember(ids)
   return {'ok', shown(ids, fields)}
@@ -420,7 +446,7 @@ function operations.complete(given)
   if before then return {'ok', before} end
   expire()
   begin_writing()
-  local completions, ids = {}, {}
+  local completions, ids, acked = {}, {}, acked_count()
   for i = 1, #given, 2 do table.insert(ids, given[i]) end
   load_leases(ids)
   for i = 1, #given, 2 do
@@ -438,6 +464,7 @@ function operations.complete(given)
       local item = item_of(lease[ORDINAL])
       drop_lease(id, lease)
       later('HSET', key('payloads'), whole(lease[ORDINAL]), payload)
+      if lease[2] == SAMPLE then item[SAMPLED_AT] = acked end
       item[STAGE], item[FAILED] = lease[2] + 1, 0
       make_ready(lease[ORDINAL], item)
     else
@@ -549,30 +576,95 @@ function operations.frontier()
   return {'ok', {whole(run.next_unacked), whole(run.dropped), call('ZRANGE', key('acked'), 0, -1)}}
 end
 
+-- The groups that a learner which goes on from a frontier may train with: see `ReplayQueue.restart`.
+local function survivors_of(is_out, acked)
+  local survivors = {}
+  for _, packed in ipairs(call('LRANGE', key('quarantine'), 0, -1)) do
+    local given_up = cmsgpack.unpack(packed)
+    if is_out(given_up[1]) then
+      survivors[whole(given_up[1])] = {TRAIN, 0, 1, '', now, given_up[3], 0}
+    end
+  end
+  for _, name in ipairs({'parked', 'items'}) do
+    local all = call('HGETALL', key(name))
+    for i = 1, #all, 2 do
+      local field, item = all[i], cmsgpack.unpack(all[i + 1])
+      local known = run.ordered == 1 or item[TOMBSTONE] == 1
+                    or item[STAGE] ~= SAMPLE and item[SAMPLED_AT] < acked
+      if known and is_out(tonumber(field)) then
+        if item[STAGE] == TRAIN then item[LEASE] = '' end  -- the learner is a new one
+        survivors[field] = item
+      else
+        later('HDEL', key('payloads'), field)
+      end
+    end
+  end
+  return survivors
+end
+
 function operations.restart(arguments)
   if is_fenced(arguments[1]) then return {'fenced', arguments[1]} end
-  local next_unacked, dropped = arguments[2], arguments[3]
+  expire()
   begin_writing()
-  forget_unacked()
-  for i = 4, #arguments do call('ZADD', key('acked'), arguments[i], arguments[i]) end
-  call('HSET', meta, 'next_unacked', next_unacked, 'dropped', dropped,
-       'next_block', whole(math.floor(tonumber(next_unacked) / run.block)))
+  local next_unacked, above = tonumber(arguments[2]), {}
+  for i = 4, #arguments do above[tonumber(arguments[i])] = true end
+  local function is_out(ordinal) return ordinal >= next_unacked and not above[ordinal] end
+  local survivors = survivors_of(is_out, next_unacked + #arguments - 3)
+  clear({'items', 'parked', 'acked'})
+  clear_stages({'ready', 'since', 'waits'})
+  items, parked, some_acked = {}, {}, nil
+  for field, item in pairs(survivors) do
+    later('HSET', key('parked'), field, cmsgpack.pack(item))
+  end
+  for ordinal in pairs(above) do later('ZADD', key('acked'), whole(ordinal), whole(ordinal)) end
+  flush()
+  run.next_unacked, run.dropped = next_unacked, tonumber(arguments[3])
+  run.next_block = math.floor(next_unacked / run.block)
+  call('HSET', meta, 'next_unacked', whole(run.next_unacked), 'dropped', whole(run.dropped),
+       'next_block', whole(run.next_block))
+  while call('EXISTS', key('parked')) == 1 and mint_block() do end
+  local held = call('HKEYS', key('leases'))
+  load_leases(held)
+  for _, id in ipairs(held) do
+    local item = items[whole(leases[id][ORDINAL])]
+    if not item or item[LEASE] ~= id then drop_lease(id, leases[id]) end
+  end
+  local left = call('HGETALL', key('parked'))
+  for i = 1, #left, 2 do
+    local item = cmsgpack.unpack(left[i + 1])
+    item[LEASE] = ''
+    later('HSET', key('parked'), left[i], cmsgpack.pack(item))
+  end
   return {'ok'}
 end
 
--- Empty, from ordinal 0, with the settings given as field and value; taken while another is at work.
-function operations.create(arguments)
-  local owner, seconds = arguments[1], tonumber(arguments[2])
-  local before = call('HMGET', meta, 'owner', 'seen')
+-- The queue of a run: taken up where it is one of the same identity, else empty from ordinal 0; with
+-- the settings given as field and value. Taken while another owner is at work.
+function operations.open(arguments)
+  local owner, seconds, identity = arguments[1], tonumber(arguments[2]), arguments[3]
+  local before = call('HMGET', meta, 'owner', 'seen', 'identity')
   if before[1] and before[1] ~= owner and now - (tonumber(before[2]) or 0) < seconds then
     return {'taken', before[1]}
   end
+  local goes_on = found[1] and before[3] == identity
+  if goes_on then expire() end
   begin_writing()
-  forget_unacked()
-  clear({'meta', 'quarantine', 'reasons', 'expired', 'seen'})
-  call('HSET', meta, 'owner', owner, 'seen', exact(now), 'next_unacked', 0, 'dropped', 0,
-       'next_block', 0, 'lease_count', 0, unpack(arguments, 3))
-  return {'ok'}
+  if goes_on then  -- whoever held leases ended with the run's last command
+    call('HDEL', meta, 'closed', 'total')
+    local held = call('HKEYS', key('leases'))
+    load_leases(held)
+    for _, id in ipairs(held) do give_back(id, leases[id]) end
+    clear({'newest'})
+  else
+    clear({'meta', 'items', 'parked', 'payloads', 'leases', 'newest', 'acked', 'quarantine',
+           'reasons', 'expired', 'seen'})
+    clear_stages({'ready', 'since', 'deadlines', 'waits'})
+    call('HSET', meta, 'next_unacked', 0, 'dropped', 0, 'next_block', 0, 'lease_count', 0,
+         'incarnation', arguments[4])
+  end
+  call('HSET', meta, 'owner', owner, 'seen', exact(now), 'identity', identity,
+       unpack(arguments, 5))
+  return {'ok', goes_on and 1 or 0}
 end
 
 function operations.close()
@@ -617,7 +709,7 @@ function operations.stats()
     table.insert(flat, leases_of_it)
   end
   return {'ok', {stages, call('HLEN', key('items')), run.window,
-                 whole(run.next_unacked + call('ZCARD', key('acked'))), whole(run.dropped),
+                 whole(acked_count()), whole(run.dropped),
                  whole(made_up_for()), run.total and whole(run.total) or false, counters,
                  call('HGETALL', key('expired')), call('LRANGE', key('reasons'), 0, -1),
                  run.closed == 1 and 1 or 0, flat}}

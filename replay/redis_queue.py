@@ -79,19 +79,24 @@ class RedisReplayQueue:
         self._requests = 0
         self._lock = threading.Lock()
 
-    def create(self, config: QueueConfig, owner: str, run_config: str = "") -> None:
-        """Makes the run's queue anew, empty from ordinal 0, whatever was there.
+    def open(self, config: QueueConfig, owner: str, identity: str, run_config: str = "") -> bool:
+        """Takes the run's queue up, or makes it anew; returns whether it was taken up.
+
+        A queue of the same identity goes on: groups keep their samples and scores, leases are given
+        back, since whoever held them ended with the command that ran the run. The learner's
+        `restart` then says from where.
 
         Args:
-          config: of the queue.
+          config: of the queue; settings may have changed.
           owner: tells a controller from others, and is the same when it comes again.
+          identity: tells this run from all others, and from itself with other settings that its
+            numbers depend on.
           run_config: the run's config as JSON, for those who join it.
 
         Raises:
           RunTaken: a controller of another `owner` is at work on it.
         """
         settings: dict[str, Argument] = {
-            "incarnation": secrets.token_hex(4),
             "block": config.block,
             "window": config.window,
             "ordered": int(config.mode == "ordered"),
@@ -103,11 +108,14 @@ class RedisReplayQueue:
         }
         if config.total_groups is not None:
             settings["total"] = config.total_groups
+        # A lease is a promise of samples in blocks of one size, and a place in an order.
+        identity = f"{identity} {config.mode} {config.block}"
         pairs = [part for pair in settings.items() for part in pair]
-        self._call("create", owner, OWNER_SECONDS, *pairs)
+        incarnation = secrets.token_hex(4)
+        return bool(self._call("open", owner, OWNER_SECONDS, identity, incarnation, *pairs))
 
     def run_config(self) -> str:
-        """The run's config as JSON, as `create` was given it.
+        """The run's config as JSON, as `open` was given it.
 
         Raises:
           QueueUnavailable: there is no such run, or Redis does not answer.

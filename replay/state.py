@@ -5,7 +5,8 @@ lease, or acked. (A quarantined ordinal is a tombstone in `to_train` until the l
 Invariant: groups out, handed out and not acked, never exceed the window.
 
 A worker that dies or falls silent fails what it was handed last, and nothing else: it asks for more
-only when it is done with the rest, which merely waits in its hands for an answer from elsewhere.
+only when it is done with the rest, which merely waits in its hands for an answer from elsewhere. A
+learner fails nothing: the next one trains the same groups.
 
 One writer: whoever owns the state calls it from one thread.
 
@@ -14,14 +15,13 @@ One writer: whoever owns the state calls it from one thread.
                 └──── quarantine ──────┘ as a tombstone (no payload, reasons kept)
 """
 
-import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.groups import Item, Ready
+from replay.groups import Acked, Item, Ready, survivors_of
+from replay.leases import Leases
 from replay.queue import (
     Completion,
     Frontier,
@@ -32,8 +32,6 @@ from replay.queue import (
     make_lease_id,
 )
 from replay.seen import SeenWorkers
-
-__all__ = ["Completion", "Frontier", "Lease", "QueueState", "Stage", "Stats"]
 
 MAX_REASON = 4000
 """Characters kept of a reason: a traceback fits, a dumped array does not."""
@@ -80,20 +78,16 @@ class QueueState:
         self._quarantined_count = self._redelivered = self._expired = self._too_late = 0
         self._expired_by_worker: Counter[str] = Counter()
         self._seen = SeenWorkers()
-        self.restart(frontier or Frontier())
+        self._leases = Leases()
+        self._begin_at(frontier or Frontier())
 
-    def restart(self, frontier: Frontier) -> None:
-        """Forgets all that is not acked in `frontier`; it is minted anew. Every lease is lost."""
+    def _begin_at(self, frontier: Frontier) -> None:
+        """No group is out, and those of the frontier are acked."""
         self._items: dict[int, Item] = {}
-        self._leases: dict[str, Lease] = {}
-        self._deadlines: list[tuple[float, str]] = []
-        # What a worker was handed last, as far as it holds any of that. Names are the callers' to
-        # choose: one that is done leaves nothing here.
-        self._newest: dict[str, set[str]] = {}
+        # Survivors of a restart that the window has no room for yet.
+        self._parked: dict[int, Item] = {}
         self._ready = {stage: Ready() for stage in Stage}
-        self._next_unacked = frontier.next_unacked
-        self._acked_above = set(frontier.acked_above)
-        self._dropped = frontier.dropped
+        self._acked = Acked(frontier)
         self._next_block = frontier.next_unacked // self.config.block
 
     # -- leases ---------------------------------------------------------------------------------
@@ -122,12 +116,10 @@ class QueueState:
                 )
             ordinals = self._next_step(n) if first is None else self._share(first, n, worker, now)
         else:
-            ordinals = heapq.nsmallest(n, self._ready[stage].since)
+            ordinals = self._ready[stage].lowest(n)
         ttl = self._ttl[stage] if ttl is None else ttl
         leases = [self._hold(ordinal, ttl, worker, now) for ordinal in ordinals]
-        self._newest.pop(worker, None)
-        if leases:
-            self._newest[worker] = {lease.id for lease in leases}
+        self._leases.hand_out(worker, leases)
         return leases
 
     def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
@@ -137,7 +129,7 @@ class QueueState:
         for lease_id in lease_ids:
             lease = self._leases.get(lease_id)
             if lease is not None:
-                self._leases[lease_id] = replace(lease, deadline=now + lease.ttl)
+                self._leases.renew(lease, now)
                 held.append(lease_id)
         return held
 
@@ -155,6 +147,8 @@ class QueueState:
         if lease.stage is Stage.TO_TRAIN:
             raise ValueError(f"ordinal {lease.ordinal} is in to_train, where it is acked instead")
         item = self._drop_lease(lease)
+        if lease.stage is Stage.TO_SAMPLE:
+            item.sampled_at = len(self._acked)
         item.stage, item.payload, item.failed = _NEXT[lease.stage], payload, 0
         self._ready[item.stage].add(lease.ordinal, now)
         return Completion.DONE
@@ -180,32 +174,22 @@ class QueueState:
     def release_worker(self, worker: str, reason: str, now: float) -> int:
         """Takes everything from a dead worker; see `ReplayQueue.release_worker`."""
         self.expire(now)
-        held = [lease for lease in self._leases.values() if lease.worker == worker]
+        held = self._leases.of_worker(worker)
         for lease in held:
             self._take_back(lease, reason, now)
         return len(held)
 
-    def expire(self, now: float) -> int:
-        """Takes back what is past its deadline, as from a dead worker; returns how many."""
-        expired = 0
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, lease_id = heapq.heappop(self._deadlines)
-            lease = self._leases.get(lease_id)
-            if lease is None:
-                continue
-            if lease.deadline > now:  # renewed since
-                heapq.heappush(self._deadlines, (lease.deadline, lease_id))
-                continue
-            reason = f"lease of {lease.worker} expired: not renewed within {lease.ttl:g} s"
+    def expire(self, now: float) -> None:
+        """Takes back what is past its deadline, as from a dead worker."""
+        while (lease := self._leases.next_due(now)) is not None:
+            self._expired += 1
             self._expired_by_worker[lease.worker] += 1
+            reason = f"lease of {lease.worker} expired: not renewed within {lease.ttl:g} s"
             self._take_back(lease, reason, now)
-            expired += 1
-        self._expired += expired
-        return expired
 
     def next_deadline(self) -> float | None:
         """No lease expires before; None: nothing is leased."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._leases.next_deadline()
 
     # -- the learner's side ---------------------------------------------------------------------
 
@@ -217,54 +201,65 @@ class QueueState:
         """
         self.expire(now)
         for ordinal in ordinals:
-            if self.is_acked(ordinal):
+            if ordinal in self._acked:
                 continue
             item = self._items.get(ordinal)
             if item is None or item.stage is not Stage.TO_TRAIN:
                 where = "not handed out" if item is None else f"in {item.stage}"
                 raise ValueError(f"cannot ack ordinal {ordinal}: it is {where}, not in to_train")
         for ordinal in set(ordinals):
-            if self.is_acked(ordinal):
+            if ordinal in self._acked:
                 continue
             item = self._items.pop(ordinal)
-            if item.lease_id is not None:
-                self._forget(self._leases[item.lease_id])
+            lease = self._leases.get(item.lease_id or "")
+            if lease is not None:
+                self._leases.drop(lease)
             else:
                 del self._ready[Stage.TO_TRAIN].since[ordinal]
-            self._acked_above.add(ordinal)
-            self._dropped += dropped
-        while self._next_unacked in self._acked_above:
-            self._acked_above.remove(self._next_unacked)
-            self._next_unacked += 1
+            self._acked.add(ordinal, dropped)
 
     def is_acked(self, ordinal: int) -> bool:
         """Whether the learner is done with it."""
-        return ordinal < self._next_unacked or ordinal in self._acked_above
+        return ordinal in self._acked
 
     def frontier(self) -> Frontier:
         """What has been acked."""
-        return Frontier(self._next_unacked, tuple(sorted(self._acked_above)), self._dropped)
+        return self._acked.frontier()
+
+    def restart(self, frontier: Frontier, now: float) -> None:
+        """Goes back to what `frontier` says is acked; see `ReplayQueue.restart`."""
+        self.expire(now)
+        at_hand = self._parked | self._items
+        survivors = survivors_of(at_hand, self._quarantined, frontier, self.config.mode)
+        self._begin_at(frontier)
+        self._parked = survivors
+        while self._parked and self._mint_block(now) is not None:
+            pass
+        for parked in self._parked.values():
+            parked.lease_id = None
+        for lease in [*self._leases.values()]:
+            item = self._items.get(lease.ordinal)
+            if item is None or item.lease_id != lease.id:
+                self._leases.drop(lease)
 
     # -- what one can see -----------------------------------------------------------------------
 
     def stats(self, now: float) -> Stats:
         """The queue now."""
         self.expire(now)
-        leased = dict.fromkeys(Stage, 0)
-        held = dict.fromkeys(self._seen.workers(now), 0)
-        for lease in self._leases.values():
-            leased[lease.stage] += 1
-            held[lease.worker] = held.get(lease.worker, 0) + 1
-        acked = self._next_unacked + len(self._acked_above)
+        held = dict.fromkeys(self._seen.workers(now), 0) | self._leases.held_by_worker()
         total = self.config.total_groups
         return Stats(
-            stages={stage: part.stats(leased[stage], now) for stage, part in self._ready.items()},
+            stages={
+                stage: ready.stats(self._leases.in_stage[stage], now)
+                for stage, ready in self._ready.items()
+            },
             out=len(self._items),
             window=self.config.window,
             room=self.config.window - len(self._items),
-            acked=acked,
-            dropped=self._dropped,
-            finished=total is not None and acked - self._made_up_for() >= total,
+            acked=len(self._acked),
+            dropped=self._acked.dropped,
+            finished=total is not None and len(self._acked) - self._made_up_for() >= total,
             quarantined=self._quarantined_count,
             redelivered=self._redelivered,
             expired=self._expired,
@@ -283,39 +278,39 @@ class QueueState:
     def _next_blocks(self, n: int, now: float) -> list[int]:
         """The ready ordinals of the lowest `n` blocks that have any, minted where none is left."""
         size = self.config.block
-        ready = self._ready[Stage.TO_SAMPLE]
-        ordinals: list[int] = []
-        waiting = sorted(ready.since)
-        for _ in range(n):
-            if not waiting:
-                waiting = self._mint_block(now)
-            if not waiting:
+        lowest = self._ready[Stage.TO_SAMPLE].lowest(n * size)
+        blocks = sorted({ordinal // size for ordinal in lowest})[:n]
+        ordinals = [ordinal for ordinal in lowest if ordinal // size <= blocks[-1]]
+        found = len(blocks)
+        while found < n:
+            minted = self._mint_block(now)
+            if minted is None:
                 break
-            end = (waiting[0] // size + 1) * size
-            ordinals += (ordinal for ordinal in waiting if ordinal < end)
-            waiting = [ordinal for ordinal in waiting if ordinal >= end]
+            ordinals += minted
+            found += bool(minted)
         return ordinals
 
-    def _mint_block(self, now: float) -> list[int]:
-        """Makes the next block that is not all acked, if the window has room; else []."""
+    def _mint_block(self, now: float) -> list[int] | None:
+        """Makes the next block; returns what of it is to be sampled, or None without room."""
         size, total = self.config.block, self.config.total_groups
-        while True:
-            start = self._next_block * size
-            if total is not None and start >= total + -(-self._made_up_for() // size) * size:
-                return []
-            ordinals = [o for o in range(start, start + size) if not self.is_acked(o)]
-            if len(self._items) + len(ordinals) > self.config.window:
-                return []
-            self._next_block += 1
-            for ordinal in ordinals:
-                self._items[ordinal] = Item(Stage.TO_SAMPLE)
-                self._ready[Stage.TO_SAMPLE].add(ordinal, now)
-            if ordinals:
-                return ordinals
+        start = self._next_block * size
+        if total is not None and start >= total + -(-self._made_up_for() // size) * size:
+            return None
+        ordinals = [o for o in range(start, start + size) if o not in self._acked]
+        if len(self._items) + len(ordinals) > self.config.window:
+            return None
+        self._next_block += 1
+        for ordinal in ordinals:
+            item = self._parked.pop(ordinal, None) or Item(Stage.TO_SAMPLE)
+            self._items[ordinal] = item
+            if item.lease_id is None:
+                self._ready[item.stage].add(ordinal, now)
+        to_sample = self._ready[Stage.TO_SAMPLE].since
+        return [ordinal for ordinal in ordinals if ordinal in to_sample]
 
     def _made_up_for(self) -> int:
         """Dropped groups that new ones replace; in ordered mode a step is its ordinals."""
-        return self._dropped if self.config.mode == "async" else 0
+        return self._acked.dropped if self.config.mode == "async" else 0
 
     def _next_step(self, n: int) -> list[int]:
         """The first `n` ordinals that are not acked or being trained; [] unless all are ready."""
@@ -323,11 +318,11 @@ class QueueState:
         if len(ready) < n:  # the usual answer, and one is sought after every call while it waits
             return []
         ordinals: list[int] = []
-        ordinal = self._next_unacked
+        ordinal = self._acked.next_unacked
         while len(ordinals) < n:
             if ordinal in ready:
                 ordinals.append(ordinal)
-            elif not self.is_acked(ordinal):
+            elif ordinal not in self._acked:
                 item = self._items.get(ordinal)
                 if ordinals or item is None or item.stage is not Stage.TO_TRAIN:
                     return []
@@ -369,25 +364,11 @@ class QueueState:
             block_start=ordinal - ordinal % self.config.block if sampling else None,
         )
         item.lease_id = lease.id
-        self._leases[lease.id] = lease
-        if len(self._deadlines) > 2 * len(self._leases) + 1024:  # mostly of leases that are gone
-            self._deadlines = [(held.deadline, held.id) for held in self._leases.values()]
-            heapq.heapify(self._deadlines)
-        else:
-            heapq.heappush(self._deadlines, (lease.deadline, lease.id))
         self._redelivered += lease.delivery > 1
         return lease
 
-    def _forget(self, lease: Lease) -> None:
-        del self._leases[lease.id]
-        newest = self._newest.get(lease.worker)
-        if newest is not None:
-            newest.discard(lease.id)
-            if not newest:
-                del self._newest[lease.worker]
-
     def _drop_lease(self, lease: Lease) -> Item:
-        self._forget(lease)
+        self._leases.drop(lease)
         item = self._items[lease.ordinal]
         item.lease_id = None
         return item
@@ -397,7 +378,8 @@ class QueueState:
         self._ready[item.stage].add(lease.ordinal, now)
 
     def _take_back(self, lease: Lease, reason: str, now: float) -> None:
-        if lease.id in self._newest.get(lease.worker, ()):
+        # A learner's death says nothing of the groups that it held: the next one trains the same.
+        if lease.stage is not Stage.TO_TRAIN and self._leases.is_newest(lease):
             self._fail(lease, reason, FailureKind.INFRASTRUCTURE, now)
         else:
             self._give_back(lease, now)

@@ -24,6 +24,7 @@ class _Group:
     payload: bytes | None
     failed: int = 0
     tombstone: bool = False
+    sampled_at: int = 0
     lease: Lease | None = None
     deadline: float = 0.0
 
@@ -34,15 +35,61 @@ class Ledger:
     def __init__(self, config: QueueConfig, frontier: Frontier):
         self._config = config
         self.quarantined = 0
-        self.restarted(frontier)
+        self.begin(frontier)
 
-    def restarted(self, frontier: Frontier) -> None:
-        """The queue was told to go back to a frontier."""
-        self._groups: dict[int, _Group] = {}
-        self._by_lease: dict[str, int] = {}
+    def begin(self, frontier: Frontier) -> None:
+        """A queue began at a frontier, and knows nothing else."""
+        self._given_up: set[int] = set()
         self._newest: dict[str, frozenset[str]] = {}
+        self._begin(frontier, {})
+
+    def _begin(self, frontier: Frontier, parked: dict[int, _Group]) -> None:
+        self._groups: dict[int, _Group] = {}
+        self._parked = parked
+        self._by_lease: dict[str, int] = {}
         self._next_unacked = frontier.next_unacked
         self._acked_above = set(frontier.acked_above)
+
+    def restarted(self, frontier: Frontier) -> None:
+        """The queue was told to go back to a frontier: see `ReplayQueue.restart`."""
+        before = {o: _Group(Stage.TO_TRAIN, None, tombstone=True) for o in self._given_up}
+        before |= self._parked | self._groups
+        above = set(frontier.acked_above)
+        parked = {
+            ordinal: group
+            for ordinal, group in before.items()
+            if ordinal >= frontier.next_unacked
+            and ordinal not in above
+            and self._survives(group, frontier)
+        }
+        self._begin(frontier, parked)
+        self._make_room_for_survivors(frontier)
+        for group in self._parked.values():
+            group.lease = None
+        for ordinal, group in self._groups.items():
+            if group.stage is Stage.TO_TRAIN:
+                group.lease = None
+            if group.lease is not None:
+                self._by_lease[group.lease.id] = ordinal
+
+    def _survives(self, group: _Group, frontier: Frontier) -> bool:
+        if self._config.mode == "ordered" or group.tombstone:
+            return True
+        return group.stage is not Stage.TO_SAMPLE and group.sampled_at < frontier.acked
+
+    def _make_room_for_survivors(self, frontier: Frontier) -> None:
+        """Blocks come back from the frontier on, as many as the window holds and the run needs."""
+        size, room = self._config.block, self._config.window
+        total, start = self._config.total_groups, frontier.next_unacked // size * size
+        made_up_for = frontier.dropped if self._config.mode == "async" else 0
+        end = None if total is None else total + -(-made_up_for // size) * size
+        while self._parked and (end is None or start < end):
+            block = [o for o in range(start, start + size) if not self.is_acked(o)]
+            room, start = room - len(block), start + size
+            if room < 0:
+                return
+            survivors = [o for o in block if o in self._parked]
+            self._groups |= {ordinal: self._parked.pop(ordinal) for ordinal in survivors}
 
     def came_back(self, frontier: Frontier) -> None:
         """The queue started anew from the frontier it had kept, which must be the true one."""
@@ -54,7 +101,7 @@ class Ledger:
                 f"the queue came back with {frontier}; acked were all below {self._next_unacked} "
                 f"and {sorted(self._acked_above)}"
             )
-        self.restarted(frontier)
+        self.begin(frontier)
 
     @property
     def out(self) -> frozenset[int]:
@@ -75,7 +122,8 @@ class Ledger:
             if group is None:
                 if self.is_acked(ordinal):
                     raise Violation(f"ordinal {ordinal} is handed out again; it has been acked")
-                group = self._groups[ordinal] = _Group(Stage.TO_SAMPLE, lease.payload)
+                new = _Group(Stage.TO_SAMPLE, lease.payload)
+                group = self._groups[ordinal] = self._parked.pop(ordinal, new)
                 if len(self._groups) > self._config.window:
                     raise Violation(
                         f"{len(self._groups)} groups are out; the window is {self._config.window}"
@@ -108,6 +156,8 @@ class Ledger:
         """A worker gave the outcome."""
         group = self._outcome(lease_id, answer, now)
         if group is not None:
+            if group.stage is Stage.TO_SAMPLE:
+                group.sampled_at = self._next_unacked + len(self._acked_above)
             group.stage, group.payload, group.failed = _NEXT[group.stage], payload, 0
             self._drop(group)
 
@@ -137,7 +187,7 @@ class Ledger:
         for ordinal in ordinals:
             if self.is_acked(ordinal):
                 continue
-            group = self._groups.pop(ordinal, None)
+            group = self._groups.pop(ordinal, None) or self._parked.pop(ordinal, None)
             if group is not None:
                 self._settle(group, now)
             if group is None or group.stage is not Stage.TO_TRAIN:
@@ -173,7 +223,8 @@ class Ledger:
     def _take_back(self, group: _Group) -> None:
         """From a worker that died or fell silent: what it was handed last has failed."""
         assert group.lease is not None
-        if group.lease.id in self._newest[group.lease.worker]:
+        learning = group.stage is Stage.TO_TRAIN
+        if not learning and group.lease.id in self._newest[group.lease.worker]:
             self._fail(group, FailureKind.INFRASTRUCTURE)
         else:
             self._drop(group)
@@ -186,6 +237,8 @@ class Ledger:
         return group
 
     def _fail(self, group: _Group, kind: FailureKind) -> None:
+        assert group.lease is not None
+        ordinal = group.lease.ordinal
         self._drop(group)
         group.failed += 1
         give_up = kind is FailureKind.DATA or group.failed >= self._config.max_deliveries
@@ -193,6 +246,7 @@ class Ledger:
             self.quarantined += 1
             group.stage, group.payload, group.tombstone = Stage.TO_TRAIN, None, True
             group.failed = 0
+            self._given_up.add(ordinal)
 
     def _drop(self, group: _Group) -> None:
         if group.lease is not None:

@@ -230,7 +230,7 @@ class Roles:
     def _is_stale(self, step: int, version: int | None) -> bool:
         if self.config.mode == "ordered" or version is None:
             return False
-        return step - version > self.config.lag
+        return not 0 <= step - version <= self.config.lag
 
 
 class _Keeper:

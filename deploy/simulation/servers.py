@@ -71,7 +71,7 @@ class SimulatedQueue(_Server):
         self.state = self._rules(self.config, _ticket, frontier, str(self.incarnation))
         self._waiters: dict[Stage, deque[_Waiter]] = {stage: deque() for stage in Stage}
         self._alarm: float | None = None
-        self.ledger.restarted(frontier)
+        self.ledger.begin(frontier)
 
     def come_back(self, seconds: float) -> None:
         """Dies, and is there again after so many seconds from the frontier that it kept."""
@@ -163,7 +163,7 @@ class SimulatedQueue(_Server):
 
     def restart(self, frontier: Frontier) -> None:
         """See `ReplayQueue.restart`."""
-        self.state.restart(frontier)
+        self.state.restart(frontier, self.world.now)
         self.ledger.restarted(frontier)
         self.world.trace("restart", frontier.next_unacked, *frontier.acked_above)
         self._serve()

@@ -208,7 +208,7 @@ def test_a_queue_on_redis_is_served_without_ray(
     with redis_server() as redis:
         connection = redis.connect()
         made = RedisReplayQueue(connection, config.name)
-        made.create(config.queue_config(), "the tests", config.model_dump_json())
+        made.open(config.queue_config(), "the tests", "a run", config.model_dump_json())
         where = ("--redis", redis.url, "--port", "0", "--token-file", "token")
         server = Command(tmp_path, "serve", "replay", str(path), *where)
         try:

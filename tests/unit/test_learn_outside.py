@@ -7,8 +7,8 @@ from deploy.config_file import ConfigError
 from deploy.learn import check_goes_on
 from learner.packed_weights import pack_weights
 from tests.edges import MemoryWeights
+from tests.queues import advance, memory
 from tests.unit.test_learner_queue import settings
-from tests.unit.test_replay_contract import advance, memory
 
 
 def publish(store, version):

@@ -14,7 +14,7 @@ from learner.tune import Learner, OutOfStepError
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.queue import Frontier, LearnerFenced, Lease, QueueClosed, Stage
-from tests.unit.test_replay_contract import advance, memory
+from tests.queues import advance, memory
 from vision.models.sequence import init_params
 from vision.tasks.registry import build_task
 

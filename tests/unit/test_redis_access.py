@@ -97,7 +97,7 @@ def test_a_user_with_few_rights_runs_the_whole_queue(guarded, monkeypatch, tmp_p
     connection = as_user(guarded, monkeypatch, "s3cret")
     check_fitness(connection)
     queue = RedisReplayQueue(connection, "acl", mint)
-    queue.create(CONFIG, "here")
+    queue.open(CONFIG, "here", "a run")
     assert pass_stage(queue, "to_sample") == pass_stage(queue, "to_score") == list(range(8))
     queue.ack(list(range(8)))
     assert queue.frontier() == Frontier(8)

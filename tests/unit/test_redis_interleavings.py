@@ -8,12 +8,13 @@ import itertools
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import rule, run_state_machine_as_test
 
 from replay.queue import Stage
 from replay.redis_queue import RedisReplayQueue, key_prefix
+from tests.queue_model import mint
 from tests.redis_server import MISSING, redis_server
-from tests.unit.test_replay_interleavings import Interleavings, mint
+from tests.unit.test_replay_interleavings import Interleavings
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
@@ -43,7 +44,7 @@ class StateOnRedis:
         self.name = f"run{next(RUNS)}"
         self.client = connection._client
         self.queue = RedisReplayQueue(connection, self.name, mint, lambda: self.now)
-        self.queue.create(config, OWNER)
+        self.queue.open(config, OWNER, "run 0")
 
     def __deepcopy__(self, memo):
         return self  # stats changes nothing that the next call at the same time would not
@@ -82,8 +83,8 @@ class StateOnRedis:
     def frontier(self):
         return self.queue.frontier()
 
-    def restart(self, frontier):
-        self.queue.restart(frontier)
+    def restart(self, frontier, now):
+        self.at(now).restart(frontier)
 
     def is_acked(self, ordinal):
         frontier = self.frontier()
@@ -98,7 +99,8 @@ class StateOnRedis:
     def _items(self):
         items = self.client.hgetall(self._key("items"))
         payloads = self.client.hgetall(self._key("payloads"))
-        assert payloads.keys() <= items.keys(), "no payload outlives its group"
+        parked = self.client.hkeys(self._key("parked"))
+        assert payloads.keys() <= {*items, *parked}, "no payload outlives its group"
         return {int(ordinal): (packed, payloads.get(ordinal)) for ordinal, packed in items.items()}
 
     @property
@@ -133,9 +135,20 @@ def test_any_interleaving_keeps_the_invariants_on_redis():
             def make_queue(self, frontier=None):
                 if frontier is None:
                     return StateOnRedis(connection, self.config)
-                self.queue.queue.create(self.config, OWNER)  # as a new controller does
-                self.queue.restart(frontier)
+                # Of a run that started over: another identity.
+                assert not self.queue.at(self.now).open(
+                    self.config, OWNER, f"run {self.incarnations}"
+                )
+                self.queue.restart(frontier, self.now)
                 return self.queue
+
+            @rule()
+            def command_resumes(self):
+                """Who held leases ended with the last command; the rest is as it was."""
+                identity = f"run {self.incarnations}"
+                self.model_expire()
+                assert self.queue.at(self.now).open(self.config, OWNER, identity)
+                self.live.clear()
 
         run_state_machine_as_test(
             OnRedis,

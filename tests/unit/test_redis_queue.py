@@ -16,7 +16,7 @@ from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.queue import Completion, Frontier, QueueUnavailable, Stage
 from replay.redis_connection import QueueFull
-from replay.redis_queue import RedisReplayQueue, RunTaken
+from replay.redis_queue import RedisReplayQueue, RunTaken, key_prefix
 from replay.redis_runs import RunAtWork, remove_run, stored_runs
 from tests.redis_server import MISSING, redis_server
 
@@ -37,7 +37,7 @@ def server():
 
 def open_run(server, name, config=CONFIG, patience=20.0):
     queue = RedisReplayQueue(server.connect(patience), name, mint)
-    queue.create(config, "here")
+    queue.open(config, "here", "a run")
     return queue
 
 
@@ -275,10 +275,54 @@ def test_two_controllers_do_not_share_a_name(server):
     queue = open_run(server, "shared")
     rival = RedisReplayQueue(server.connect(), "shared", mint)
     with pytest.raises(RunTaken, match="at work in here"):
-        rival.create(CONFIG, "elsewhere")
-    queue.create(CONFIG, "here")  # its own controller, started again
+        rival.open(CONFIG, "elsewhere", "a run")
+    queue.open(CONFIG, "here", "a run")  # its own controller, started again
     queue.close()
-    rival.create(CONFIG, "elsewhere")
+    rival.open(CONFIG, "elsewhere", "a run")
+
+
+def test_a_command_that_resumes_finds_its_groups_and_gives_back_all_leases(server):
+    queue = open_run(server, "again")
+    epoch = queue.fence()
+    pass_stage(queue, "to_sample", 1)
+    assert pass_stage(queue, "to_score", 1, b"scored") == [0]
+    (scoring,) = queue.lease("to_score", 1, None, "dead")
+    sampling = queue.lease("to_sample", 1, None, "dead")
+    queue.lease("to_sample", 1, None, "dead")
+    queue.close()
+    # With more steps, and a learner that has seen nothing of it.
+    config = CONFIG.model_copy(update={"total_groups": 400, "score_ttl": 7.0})
+    assert queue.open(config, "here", "a run")
+    assert queue.renew([scoring.id, *(lease.id for lease in sampling)]) == []
+    stats = queue.stats()
+    assert not stats.closed
+    assert (stats.out, stats.redelivered, stats.expired) == (6, 0, 0)
+    assert queue.fence() != epoch
+    queue.restart(Frontier())
+    (again,) = queue.lease("to_score", 1, None, "r")
+    assert (again.ordinal, again.payload, again.delivery, again.ttl) == (1, b"payload", 1, 7.0)
+    queue.complete([(again.id, b"scored again")])
+    training = queue.lease("to_train", 2, None, "l")
+    assert [lease.payload for lease in training] == [b"scored", b"scored again"]
+    assert [g.ordinal for g in queue.lease("to_sample", 9, None, "s")] == [2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("identity", "changes"),
+    [("another run", {}), ("a run", {"block": 4}), ("a run", {"mode": "async"})],
+)
+def test_a_queue_of_other_numbers_is_made_anew(server, identity, changes):
+    queue = open_run(server, f"other {identity} {len(changes)}")
+    pass_stage(queue, "to_sample")
+    assert not queue.open(CONFIG.model_copy(update=changes), "here", identity)
+    assert queue.stats().out == 0
+
+
+def test_workers_that_hold_nothing_leave_no_name_behind(server):
+    queue = open_run(server, "names")
+    for number in range(1100):
+        queue.release([lease.id for lease in queue.lease("to_sample", 1, None, f"{number}")])
+    assert server.client().hlen(f"{key_prefix('names')}newest") < 1050
 
 
 def test_a_queue_made_anew_knows_no_lease_and_no_count_of_before(server):
@@ -286,7 +330,7 @@ def test_a_queue_made_anew_knows_no_lease_and_no_count_of_before(server):
     (lease, _) = queue.lease("to_sample", 1, None, "s")
     queue.fail([(lease.id, "broken", FailureKind.DATA)])
     (other,) = queue.lease("to_train", 1, None, "l")
-    queue.create(CONFIG, "here")
+    queue.open(CONFIG, "here", "another run")
     assert queue.renew([other.id]) == []
     stats = queue.stats()
     assert (stats.out, stats.quarantined, stats.last_reasons) == (0, 0, ())

@@ -14,8 +14,8 @@ from protos.trajectory import WireError
 from replay.queue import Completion, Frontier, QueueUnavailable, Stage
 from replay.remote_queue import RemoteReplayQueue
 from replay.wire import SERVICE
+from tests.queues import advance, ordinals
 from tests.remote_rewards import WAIT
-from tests.unit.test_replay_contract import advance, ordinals
 from tests.unit.test_replay_service import CONFIG, QUICK, raw, serving
 from tests.unit.test_reward_service import self_signed
 

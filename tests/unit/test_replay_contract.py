@@ -1,124 +1,12 @@
-"""What every backend of the replay queue promises, whatever holds the queue.
+"""What every backend of the replay queue promises, whatever holds the queue: `tests.queues`."""
 
-A backend is a function in `BACKENDS` that yields an opener of queues. Time is real here: a lease
-that must expire has a ttl of a fraction of a second, and what follows waits for it, not beside it.
-"""
-
-import asyncio
-import itertools
-import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from protos.edge_client import Peer
 from protos.trajectory import FailureKind, Ticket
-from replay.config import QueueConfig
-from replay.memory import MemoryReplayQueue
-from replay.queue import Completion, Frontier, LearnerFenced, QueueClosed, ReplayQueue, Stage
-from replay.redis_queue import RedisReplayQueue
-from replay.remote_queue import RemoteReplayQueue
-from replay.tickets import TicketSource
-from tests.edges import serving_queue
-from tests.redis_server import MISSING, redis_server
-
-SHORT = 0.05
-LONG = 20.0
-
-
-class Loop:
-    """The memory backend's asyncio loop in a thread, as Ray would run it; the client is sync."""
-
-    def __init__(self, queue: MemoryReplayQueue, loop: asyncio.AbstractEventLoop) -> None:
-        self._queue, self._loop = queue, loop
-
-    def __getattr__(self, method: str) -> Callable[..., object]:
-        def call(*arguments: object, **named: object) -> object:
-            coroutine = getattr(self._queue, method)(*arguments, **named)
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=60)
-
-        return call
-
-
-@contextmanager
-def memory() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    yield lambda config: Loop(MemoryReplayQueue(config, tickets(config)), loop)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=10)
-    loop.close()
-
-
-@contextmanager
-def on_redis() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
-    numbers = itertools.count()
-    with redis_server() as server:
-        connection = server.connect()
-
-        def opener(config: QueueConfig) -> ReplayQueue:
-            source = tickets(config)
-            queue = RedisReplayQueue(
-                connection, f"run{next(numbers)}", lambda ordinal: source.ticket(ordinal).to_bytes()
-            )
-            queue.create(config, "the tests")
-            return queue
-
-        yield opener
-        connection.close()
-
-
-@contextmanager
-def over_grpc() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
-    with memory() as open_memory, ExitStack() as stack:
-
-        def opener(config: QueueConfig) -> ReplayQueue:
-            server, service = serving_queue(open_memory(config))
-            stack.callback(service.close)
-            stack.enter_context(server)
-            queue = RemoteReplayQueue(Peer(server.address, timeout=LONG, patience=LONG))
-            stack.callback(queue.disconnect)
-            return queue
-
-        yield opener
-
-
-BACKENDS = {
-    "memory": memory,
-    "grpc": over_grpc,
-    "redis": pytest.param(
-        on_redis, marks=pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-    ),
-}
-
-
-def tickets(config: QueueConfig) -> TicketSource:
-    ids = [f"image {i}" for i in range(10)]
-    return TicketSource(0, ids, config.mode, config.lag, config.groups_per_step)
-
-
-@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
-def open_queue(request):
-    with request.param() as opener:
-        yield opener
-
-
-def config(**changes) -> QueueConfig:
-    return QueueConfig(**{"groups_per_step": 4, "block": 2, "lag": 1, **changes})
-
-
-def advance(queue, stage, n=1, payload=b"payload", worker="w"):
-    """Leases and completes; returns the ordinals."""
-    leases = queue.lease(stage, n, None, worker)
-    assert all(c == Completion.DONE for c in queue.complete([(g.id, payload) for g in leases]))
-    return [lease.ordinal for lease in leases]
-
-
-def ordinals(leases):
-    return [lease.ordinal for lease in leases]
+from replay.queue import Completion, Frontier, LearnerFenced, QueueClosed, Stage
+from tests.queues import LONG, SHORT, advance, config, ordinals
 
 
 def test_groups_pass_the_stages_with_their_payloads(open_queue):
@@ -364,17 +252,6 @@ def test_closing_ends_waits_and_lets_workers_finish(open_queue):
     assert queue.frontier() == Frontier()
     assert queue.stats().closed
     assert not open_queue(config()).stats().closed
-
-
-def test_a_restart_mints_anew_what_was_not_acked(open_queue):
-    queue = open_queue(config(mode="async"))
-    old = queue.lease("to_sample", 1, None, "s")
-    before = [g.payload for g in old]
-    queue.restart(Frontier(0, (1, 5)))
-    assert queue.complete([(old[0].id, b"late")]) == [Completion.TOO_LATE]
-    assert ordinals(queue.lease("to_sample", 9, None, "s"))[:5] == [0, 2, 3, 4, 6]
-    queue.restart(Frontier())
-    assert [g.payload for g in queue.lease("to_sample", 1, None, "s")] == before
 
 
 def test_no_more_is_minted_than_the_run_needs(open_queue):

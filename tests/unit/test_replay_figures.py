@@ -4,7 +4,7 @@ import pytest
 
 from replay.queue import SEEN_SECONDS, Stage, read_lease_id
 from replay.seen import SeenWorkers
-from tests.unit.test_replay_contract import BACKENDS, config
+from tests.queues import BACKENDS, config
 
 
 @pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)

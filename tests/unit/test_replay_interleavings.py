@@ -1,11 +1,9 @@
 """The queue's invariants under any interleaving of everything that can be done to it.
 
-The model beside the queue is the simplest account of the rules: live leases with deadlines, failed
-deliveries, tombstones, what is acked. Every answer of the queue is compared with it.
+Every answer of the queue is compared with that of `tests.queue_model`.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -22,30 +20,16 @@ from hypothesis.stateful import (
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import Completion, Frontier, Lease, Stage
+from replay.queue import Completion, Frontier, Stage
 from replay.state import QueueState
+from tests.queue_model import NEXT, QueueModel, acked_in, mint
 
 WORKERS = st.sampled_from(["a", "b", "c"])
 STAGES = st.sampled_from(Stage)
 TTLS = st.sampled_from([1.0, 2.0, 5.0])
-NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
 
 
-def mint(ordinal: int) -> bytes:
-    return f"ticket {ordinal}".encode()
-
-
-@dataclass
-class Group:
-    """What the model knows of a group that is out."""
-
-    stage: Stage
-    payload: bytes | None
-    failed: int = 0
-    tombstone: bool = False
-
-
-class Interleavings(RuleBasedStateMachine):
+class Interleavings(QueueModel, RuleBasedStateMachine):
     leases = Bundle("leases")
     frontiers = Bundle("frontiers")
 
@@ -70,58 +54,18 @@ class Interleavings(RuleBasedStateMachine):
         self.now = 100.0
         self.incarnations = 0
         self.queue = self.make_queue()
-        self.live: dict[str, tuple[Lease, float]] = {}
-        self.newest: dict[str, list[Lease]] = {}
-        self.groups: dict[int, Group] = {}
-        self.acked: set[int] = set()
-        self.dropped = 0
+        self.model_begins()
         self.payloads = 0
 
     def make_queue(self, frontier=None):
         """A new queue, or the one that a new process makes of a frontier."""
         return QueueState(self.config, mint, frontier, incarnation=str(self.incarnations))
 
-    # -- the model ------------------------------------------------------------------------------
-
-    def model_expire(self):
-        for lease, deadline in list(self.live.values()):
-            if deadline <= self.now:
-                self.model_take_back(lease)
-
-    def model_take_back(self, lease):
-        if lease in self.newest[lease.worker]:
-            self.model_fail(lease, FailureKind.INFRASTRUCTURE)
-        else:
-            del self.live[lease.id]
-
-    def model_fail(self, lease, kind):
-        del self.live[lease.id]
-        group = self.groups[lease.ordinal]
-        group.failed += 1
-        give_up = kind is FailureKind.DATA or group.failed == self.config.max_deliveries
-        if give_up and not group.tombstone:
-            self.groups[lease.ordinal] = Group(Stage.TO_TRAIN, None, tombstone=True)
-
-    def is_live(self, lease):
-        self.model_expire()
-        return lease.id in self.live
-
-    def held(self):
-        return {lease.ordinal for lease, _ in self.live.values()}
-
-    def model_ack(self, ordinals, dropped):
-        for ordinal in ordinals:
-            del self.groups[ordinal]
-            self.acked.add(ordinal)
-            self.dropped += dropped
-        for lease, _ in list(self.live.values()):
-            if lease.ordinal in ordinals:
-                del self.live[lease.id]
-
     def snapshot(self):
         queue = self.queue
         ready = {stage: dict(part.since) for stage, part in queue._ready.items()}
-        return deepcopy((queue._items, queue._leases, ready, queue.frontier()))
+        leases = sorted(lease.ordinal for lease in queue._leases.values())
+        return deepcopy((queue._items, leases, ready, queue.frontier()))
 
     # -- what can happen ------------------------------------------------------------------------
 
@@ -140,21 +84,19 @@ class Interleavings(RuleBasedStateMachine):
         self.model_expire()
         if stage is Stage.TO_TRAIN and self.config.mode == "ordered":
             n = min(n, self.config.window)
-        ready = sorted(
-            o for o, group in self.groups.items() if group.stage is stage and o not in self.held()
-        )
+        ready = self.ready(stage)
         leases = self.newest[worker] = self.queue.lease(stage, n, ttl, worker, self.now)
         ordinals = [lease.ordinal for lease in leases]
         assert ordinals == sorted(set(ordinals))
         assert not self.acked & set(ordinals)
         if stage is Stage.TO_SAMPLE:
-            self.check_blocks(n, ready, ordinals)
+            assert ordinals == self.model_blocks(n, ready)
         elif stage is Stage.TO_TRAIN and self.config.mode == "ordered":
             self.check_order(n, ready, ordinals)
         else:
             assert ordinals == ready[:n]
         for lease in leases:
-            group = self.groups.setdefault(lease.ordinal, Group(stage, mint(lease.ordinal)))
+            group = self.groups[lease.ordinal]
             assert lease.payload == group.payload
             assert lease.tombstone == group.tombstone
             assert bool(lease.reasons) >= group.tombstone
@@ -187,40 +129,6 @@ class Interleavings(RuleBasedStateMachine):
             assert (lease.payload, lease.delivery) == (group.payload, group.failed + 1)
             self.live[lease.id] = (lease, self.now + ttl)
         return multiple(*leases)
-
-    def check_blocks(self, n, ready, ordinals):
-        size = self.config.block
-        blocks = {ordinal // size for ordinal in ordinals}
-        assert len(blocks) <= n
-        for block in blocks:
-            members = set(range(block * size, (block + 1) * size))
-            fresh = members - self.acked - set(self.groups)
-            assert members & set(ordinals) == (members & set(ready)) | fresh
-            assert not fresh or fresh == members - self.acked, "a block is handed out whole"
-        left = set(ready) - set(ordinals)
-        assert not left or len(blocks) == n, "what is ready is handed out"
-        assert not left or min(left) > max(ordinals), "lowest first"
-        if len(blocks) < n:  # the window is full, or the end is reached
-            fresh = self.next_fresh_block(set(ordinals))
-            end = self.end()
-            out = len(set(self.groups) | set(ordinals))
-            assert out + len(fresh) > self.config.window or (end is not None and fresh[0] >= end)
-
-    def next_fresh_block(self, handed_out):
-        size = self.config.block
-        block = 0
-        while True:
-            members = set(range(block * size, (block + 1) * size))
-            fresh = members - self.acked - set(self.groups) - handed_out
-            if fresh:
-                return sorted(fresh)
-            block += 1
-
-    def end(self):
-        total = self.config.total_groups
-        if total is None or self.config.mode == "ordered":
-            return total
-        return total + -(-self.dropped // self.config.block) * self.config.block
 
     def check_order(self, n, ready, ordinals):
         training = {
@@ -256,7 +164,7 @@ class Interleavings(RuleBasedStateMachine):
         assert completion is (Completion.DONE if live else Completion.TOO_LATE)
         if live:
             del self.live[lease.id]
-            self.groups[lease.ordinal] = Group(NEXT[lease.stage], payload)
+            self.model_complete(lease, payload)
         else:
             assert self.snapshot() == before
 
@@ -264,15 +172,16 @@ class Interleavings(RuleBasedStateMachine):
     def honest_work(self, stage, keep):
         """Carries groups onward, so that runs reach the later stages often."""
         self.model_expire()
+        if stage is Stage.TO_SAMPLE:
+            self.model_blocks(3, self.ready(stage))
         leases = self.newest["a"] = self.queue.lease(stage, 3, 5.0, "a", self.now)
         for number, lease in enumerate(leases):
-            self.groups.setdefault(lease.ordinal, Group(stage, lease.payload))
             if number < keep:
                 self.live[lease.id] = (lease, self.now + 5.0)
             else:
                 payload = f"{stage} of {lease.ordinal}, honestly".encode()
                 assert self.queue.complete(lease.id, payload, self.now) is Completion.DONE
-                self.groups[lease.ordinal] = Group(NEXT[stage], payload)
+                self.model_complete(lease, payload)
 
     @rule(lease=leases, kind=st.sampled_from(FailureKind))
     def fail(self, lease, kind):
@@ -330,8 +239,9 @@ class Interleavings(RuleBasedStateMachine):
         assert self.snapshot() == before
 
     @rule(frontier=consumes(frontiers))
-    def rewind(self, frontier):
-        self.queue.restart(frontier)
+    def learner_resumes(self, frontier):
+        self.model_expire()
+        self.queue.restart(frontier, self.now)
         self.model_restart(frontier)
 
     @rule()
@@ -339,15 +249,12 @@ class Interleavings(RuleBasedStateMachine):
         """From its frontier as JSON; the leases of the dead process mean nothing to the new one."""
         self.incarnations += 1
         frontier = Frontier.from_json(self.queue.frontier().to_json())
-        assert _acked(frontier) == self.acked
+        assert acked_in(frontier) == self.acked
         self.queue = self.make_queue(frontier)
-        self.model_restart(frontier)
-
-    def model_restart(self, frontier):
         self.live.clear()
         self.groups.clear()
-        self.acked = _acked(frontier)
-        self.dropped = frontier.dropped
+        self.parked.clear()
+        self.given_up.clear()
 
     # -- what always holds ----------------------------------------------------------------------
 
@@ -358,7 +265,7 @@ class Interleavings(RuleBasedStateMachine):
         queue = self.queue
         places = [o for ready in queue._ready.values() for o in ready.since]
         places += [lease.ordinal for lease in queue._leases.values()]
-        acked = _acked(queue.frontier())
+        acked = acked_in(queue.frontier())
         assert acked == self.acked
         places += acked
         assert len(places) == len(set(places))
@@ -400,10 +307,6 @@ class Interleavings(RuleBasedStateMachine):
         size = self.config.groups_per_step
         step = self.queue.frontier().next_unacked // size
         return sum(not self.queue.is_acked(o) for o in range(step * size, (step + 1) * size))
-
-
-def _acked(frontier):
-    return set(range(frontier.next_unacked)) | set(frontier.acked_above)
 
 
 Interleavings.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

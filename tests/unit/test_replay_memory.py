@@ -118,12 +118,12 @@ def test_a_worker_that_holds_nothing_leaves_nothing_behind():
             await replay.complete([(lease.id, b"sampled") for lease in leases])
             first, *others = await replay.lease("to_score", 4, None, f"scorer{number}")
             await replay.complete([(first.id, b"scored")])
-            assert set(replay._state._newest) == {f"scorer{number}"}
+            assert set(replay._state._leases._newest) == {f"scorer{number}"}
             await replay.release([lease.id for lease in others[:-1]])
             await replay.release_worker(f"scorer{number}", "gone")
-            assert replay._state._newest == {}
+            assert replay._state._leases._newest == {}
         (step,) = await replay.lease("to_train", 1, None, "learner")
         await replay.ack([step.ordinal])
-        return replay._state._newest
+        return replay._state._leases._newest
 
     assert asyncio.run(run()) == {}

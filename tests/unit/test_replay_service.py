@@ -20,8 +20,8 @@ from replay.queue import Completion, Frontier, QueueUnavailable, Stage
 from replay.remote_queue import RemoteReplayQueue
 from replay.wire import SERVICE
 from tests.edges import serving_queue
+from tests.queues import advance, memory, ordinals
 from tests.remote_rewards import WAIT
-from tests.unit.test_replay_contract import advance, memory, ordinals
 
 CONFIG = QueueConfig(groups_per_step=4, block=2, lag=1)
 QUICK = {"timeout": WAIT, "patience": 5.0}

@@ -15,6 +15,7 @@ from deploy.run_directory import (
     open_run_directory,
     read_run,
     read_status,
+    run_id,
     write_atomically,
     write_status,
 )
@@ -127,6 +128,14 @@ def test_settings_that_no_number_depends_on_may_change(tmp_path, changes):
     assert changed != config(tmp_path)
     with open_run_directory(changed) as directory:
         assert read_run(directory) == changed
+
+
+def test_a_run_keeps_its_id_until_it_is_started_over(tmp_path):
+    ids = []
+    for overwrite in (False, False, True):
+        with open_run_directory(config(tmp_path), overwrite=overwrite) as directory:
+            ids.append(run_id(directory))
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_overwrite_starts_over_with_nothing_of_the_old_run(tmp_path):

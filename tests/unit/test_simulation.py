@@ -154,7 +154,7 @@ class RenewsNothing(QueueState):
 
     def renew(self, lease_ids, now):
         self.expire(now)
-        return [lease_id for lease_id in lease_ids if lease_id in self._leases]
+        return [lease_id for lease_id in lease_ids if self._leases.get(lease_id)]
 
 
 class DropsQuarantined(QueueState):
@@ -171,7 +171,7 @@ class CountsReleases(QueueState):
     """A group that was given back untried counts as a failed delivery."""
 
     def release(self, lease_ids, now):
-        held = [self._leases[each].ordinal for each in lease_ids if each in self._leases]
+        held = [lease.ordinal for each in lease_ids if (lease := self._leases.get(each))]
         super().release(lease_ids, now)
         for ordinal in held:
             if ordinal in self._items:

@@ -11,8 +11,8 @@ from replay.config import QueueConfig
 from replay.remote_queue import RemoteReplayQueue
 from replay.waits import Waits
 from tests.edges import serving_queue
+from tests.queues import advance, memory
 from tests.remote_rewards import WAIT
-from tests.unit.test_replay_contract import advance, memory
 
 
 async def ask(call, threads):

@@ -21,8 +21,8 @@ from replay.queue import Stage
 from replay.remote_queue import ServedRun
 from rewards.facts import task_facts
 from tests.edges import serving_queue
+from tests.queues import Loop, memory
 from tests.remote_rewards import WAIT
-from tests.unit.test_replay_contract import Loop, memory
 from vision.tasks.registry import build_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -1,0 +1,97 @@
+"""Who holds what until when, for the queue's rules (`replay.state`)."""
+
+import heapq
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from replay.queue import Lease, Stage
+
+
+class Leases:
+    """The leases that are held. A call costs O(log held) a lease.
+
+    Attributes:
+      in_stage: how many are of each stage.
+    """
+
+    def __init__(self) -> None:
+        self.in_stage: Counter[Stage] = Counter()
+        self._held: dict[str, Lease] = {}
+        self._of_worker: dict[str, dict[str, None]] = {}
+        # Of every lease that is held, and until they come to the top some of others.
+        self._deadlines: list[tuple[float, str]] = []
+        # What a worker was handed last, as far as it holds any of that. Names are the callers' to
+        # choose: one that is done leaves nothing here.
+        self._newest: dict[str, set[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, lease_id: str) -> Lease | None:
+        """The lease, if it is held."""
+        return self._held.get(lease_id)
+
+    def values(self) -> Collection[Lease]:
+        """All of them."""
+        return self._held.values()
+
+    def hand_out(self, worker: str, leases: Sequence[Lease]) -> None:
+        """From now on these are held; they are what the worker was handed last."""
+        for lease in leases:
+            self._held[lease.id] = lease
+            self._of_worker.setdefault(worker, {})[lease.id] = None
+            self.in_stage[lease.stage] += 1
+            if len(self._deadlines) > 2 * len(self._held) + 1024:  # mostly of leases that are gone
+                self._deadlines = [(held.deadline, held.id) for held in self._held.values()]
+                heapq.heapify(self._deadlines)
+            else:
+                heapq.heappush(self._deadlines, (lease.deadline, lease.id))
+        self._newest.pop(worker, None)
+        if leases:
+            self._newest[worker] = {lease.id for lease in leases}
+
+    def renew(self, lease: Lease, now: float) -> None:
+        """It is held for its ttl from now on."""
+        self._held[lease.id] = replace(lease, deadline=now + lease.ttl)
+
+    def drop(self, lease: Lease) -> None:
+        """It is not held any more."""
+        del self._held[lease.id]
+        self.in_stage[lease.stage] -= 1
+        others = self._of_worker[lease.worker]
+        del others[lease.id]
+        if not others:
+            del self._of_worker[lease.worker]
+        newest = self._newest.get(lease.worker)
+        if newest is not None:
+            newest.discard(lease.id)
+            if not newest:
+                del self._newest[lease.worker]
+
+    def is_newest(self, lease: Lease) -> bool:
+        """Whether its worker was handed it with the last that it was handed."""
+        return lease.id in self._newest.get(lease.worker, ())
+
+    def of_worker(self, worker: str) -> list[Lease]:
+        """All that a worker holds."""
+        return [self._held[lease_id] for lease_id in self._of_worker.get(worker, ())]
+
+    def held_by_worker(self) -> dict[str, int]:
+        """How many each holds that holds any."""
+        return {worker: len(held) for worker, held in self._of_worker.items()}
+
+    def next_due(self, now: float) -> Lease | None:
+        """A lease that is past its deadline, each once; who asks must drop it."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, lease_id = heapq.heappop(self._deadlines)
+            lease = self._held.get(lease_id)
+            if lease is not None and lease.deadline <= now:
+                return lease
+            if lease is not None:  # renewed since
+                heapq.heappush(self._deadlines, (lease.deadline, lease_id))
+        return None
+
+    def next_deadline(self) -> float | None:
+        """No lease ends before; None: nothing is held."""
+        return self._deadlines[0][0] if self._deadlines else None
