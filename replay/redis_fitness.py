@@ -18,7 +18,13 @@ class RedisUnfit(ValueError):
 
 
 def check_fitness(connection: RedisConnection) -> None:
-    """Raises `RedisUnfit` where settings could lose groups; warns of what is slower or weaker.
+    """Raises `RedisUnfit` where settings could lose groups; warns of what is slower or weaker."""
+    for doubt in look_at(connection):
+        logger.warning("%s", doubt)
+
+
+def look_at(connection: RedisConnection) -> list[str]:
+    """What is slower or weaker than it could be; raises `RedisUnfit` where groups could be lost.
 
     It reads INFO, which managed services answer too; CONFIG, which many forbid, only for the rest.
     """
@@ -44,20 +50,19 @@ def check_fitness(connection: RedisConnection) -> None:
             "yes` and `appendfsync always` in redis.conf, or now: redis-cli CONFIG SET appendonly "
             "yes"
         )
+    doubts = []
     if not info.get("maxmemory"):
-        logger.warning(
-            "%s has no maxmemory: when the machine's memory is full, the system ends it. Set "
-            "`maxmemory` in redis.conf to what it may use",
-            where,
+        doubts.append(
+            f"{where} has no maxmemory: when the machine's memory is full, the system ends it. Set "
+            "`maxmemory` in redis.conf to what it may use"
         )
     sync = connection.run("config get", _appendfsync)
     if sync not in (None, "always"):
-        logger.warning(
-            "%s has appendfsync %s: a crash of its machine can lose the last second, and groups "
-            "of it are trained twice. Set `appendfsync always` in redis.conf to lose nothing",
-            where,
-            sync,
+        doubts.append(
+            f"{where} has appendfsync {sync}: a crash of its machine can lose the last second, and "
+            "groups of it are trained twice. Set `appendfsync always` in redis.conf to lose nothing"
         )
+    return doubts
 
 
 def _appendfsync(client: redis.Redis, again: bool) -> str | None:

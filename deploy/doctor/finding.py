@@ -1,0 +1,60 @@
+"""What a check finds."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+      check: what was looked at, in a word or two.
+      level: `fail`: a run would not start, or lose something; `warn`: it may.
+      message: what was found.
+      fix: what to do; empty where all is well.
+    """
+
+    check: str
+    level: Level
+    message: str
+    fix: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def ok(check: str, message: str) -> Finding:
+    """All is well."""
+    return Finding(check, "ok", message)
+
+
+def warn(check: str, message: str, fix: str) -> Finding:
+    """It may go wrong."""
+    return Finding(check, "warn", message, fix)
+
+
+def fail(check: str, message: str, fix: str) -> Finding:
+    """It will go wrong."""
+    return Finding(check, "fail", message, fix)
+
+
+def failed(findings: list[Finding]) -> bool:
+    """Whether any would stop a run."""
+    return any(finding.level == "fail" for finding in findings)
+
+
+@contextlib.contextmanager
+def as_finding(
+    findings: list[Finding], check: str, kinds: tuple[type[Exception], ...], fix: str
+) -> Iterator[None]:
+    """An error of these kinds is what the check found; others are our mistakes and go on."""
+    try:
+        yield
+    except kinds as error:
+        findings.append(fail(check, f"{type(error).__name__}: {error}", fix))
