@@ -14,6 +14,7 @@ from rich.table import Table
 
 from deploy.cli_config import ConfigPath, Overrides, read_config
 from deploy.cli_output import AsJson, console, friendly, print_metrics
+from deploy.doctor.command import doctor
 from deploy.environment import add_working_directory_to_path, compilation_cache
 from deploy.learn_command import learn
 from deploy.plan_command import plan
@@ -213,6 +214,7 @@ def demo(
 app.command()(friendly(learn))
 app.command()(friendly(status))
 app.command()(friendly(plan))
+app.command()(friendly(doctor))
 app.command()(friendly(scale))
 app.command()(friendly(submit))
 app.command("simulate")(friendly(simulate_runs))

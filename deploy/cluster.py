@@ -123,20 +123,21 @@ def check_placement(requests: Sequence[Request], config: ClusterConfig, stop: St
       PlacementError: with what was asked, and what the nodes have.
       TrainingInterrupted: asked to stop while it waits.
     """
-    faults = _faults(requests, _nodes())
+    faults = infeasible(requests, _nodes())
     if faults:
         with demanded(
             [request.amounts() for request in requests],
             [request.resources.labels for request in requests],
         ):
             _wait_for_nodes(requests, config, stop)
-    _warn_if_crowded(requests, _nodes())
+    for doubt in crowded(requests, _nodes()):
+        logger.warning("%s", doubt)
 
 
 def _wait_for_nodes(requests: Sequence[Request], config: ClusterConfig, stop: StopRequest) -> None:
     patient_until = time.monotonic() + config.placement_seconds
     told = 0
-    while faults := _faults(requests, _nodes()):
+    while faults := infeasible(requests, _nodes()):
         coming = nodes_coming()
         if coming > told:
             logger.warning("%s. Ray's autoscaler brings %d nodes", "; ".join(faults), coming)
@@ -154,7 +155,8 @@ def _nodes() -> list[Mapping[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _faults(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+def infeasible(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Requests that no node could meet, or one of each role that the nodes have no room for."""
     requests = [request for request in requests if request.count]
     faults = [
         f"no node can hold {request}"
@@ -174,17 +176,17 @@ def _faults(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> 
     return faults
 
 
-def _warn_if_crowded(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> None:
+def crowded(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What all processes together ask for beyond what the nodes have."""
+    doubts = []
     for name, asked in _totals(requests, one_each=False).items():
         have = sum(node["Resources"].get(name, 0.0) for node in nodes)
         if asked > have + 1e-6:
-            logger.warning(
-                "all processes together ask for %s %g, the cluster has %g: some stay pending "
-                "unless nodes are added",
-                name,
-                asked,
-                have,
+            doubts.append(
+                f"all processes together ask for {name} {asked:g}, the cluster has {have:g}: some "
+                "stay pending unless nodes are added"
             )
+    return doubts
 
 
 def _totals(requests: Sequence[Request], one_each: bool) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What a machine has: the same facts of this one and of each node of a cluster.
 
-`node_facts` runs as a Ray task on a node, so it must need nothing that a reward worker does not have.
+`node_facts` runs as a Ray task on a node: it must need nothing that a reward worker does not have.
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import Any
 
 from deploy.doctor.finding import Finding, fail, ok, warn
 
-# Distributions whose versions must agree where they are installed: what travels between processes is
-# theirs, or results depend on them.
+# Whose versions should agree wherever they are: what travels between processes is theirs, or
+# results depend on them. Ray refuses others of Python and of itself.
 PACKAGES = ("rewardtune", "ray", "protobuf", "numpy", "numba", "jax", "flax", "torch")
 MUST_AGREE = ("python", "rewardtune", "ray")
 CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
@@ -174,7 +174,7 @@ def check_gpus(nodes: Mapping[str, Facts], gpus: Mapping[str, float]) -> list[Fi
             found.append(
                 fail(
                     "GPUs",
-                    f"node {node} offers {gpus[node]:g} GPU to Ray, but nvidia-smi finds none there",
+                    f"node {node} offers {gpus[node]:g} GPU to Ray, but nvidia-smi finds none",
                     "start its container with the NVIDIA runtime, or `ray start --num-gpus 0`",
                 )
             )

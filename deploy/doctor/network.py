@@ -32,7 +32,7 @@ def check_port(what: str, address: str, fix: str) -> Finding:
         return fail(
             what,
             f"{address} does not answer within {PATIENCE_SECONDS:g} s",
-            f"let the port {port} through the firewall or the NetworkPolicy between here and {host}",
+            f"let port {port} through the firewall or NetworkPolicy between here and {host}",
         )
     except OSError as error:
         return fail(what, f"nothing listens at {address}: {error.strerror or error}", fix)
