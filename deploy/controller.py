@@ -197,6 +197,8 @@ class Controller:
             return
         status = self._status(self._stats)
         write_status(Path(self._config.directory), status)
+        if self._scaling is not None:
+            self._scaling.tell_status(status)
         self._metrics.update(status)
         self._on_status(status)
 

@@ -28,6 +28,10 @@ class RunDirectoryError(RuntimeError):
     """A run directory that cannot be used, and what would help."""
 
 
+class RunGone(RuntimeError):
+    """A run that was at work in a cluster, and is not any more."""
+
+
 def check_outlives_job(runs: Path) -> None:
     """Refuses run directories in the working directory of a Ray job.
 

@@ -1,7 +1,6 @@
 """`rewardtune scale`: changes how many workers a running run has."""
 
 import json
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -85,7 +84,7 @@ def join_cluster_of(run: str | None, address: str | None) -> str | None:
     Raises:
       ConfigError: no cluster, or none that can be told.
     """
-    import ray
+    from deploy.targets import join_cluster
 
     name = Path(run).name if run is not None else None
     address = address or os.environ.get("RAY_ADDRESS")
@@ -93,10 +92,7 @@ def join_cluster_of(run: str | None, address: str | None) -> str | None:
         status = _status_of(run)
         name, address = status["run"], status["cluster"]
         use_token_of_this_machine()
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+    join_cluster(address)
     return name
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from deploy.autoscale import Autoscaler, Throughput
@@ -44,6 +45,10 @@ class Scaling:
                 logger.info("%s: %d workers, %d from now on", section, current, target)
                 self._pool.scale(role, target)
         self._targets.tell(self.describe())
+
+    def tell_status(self, status: Mapping[str, Any]) -> None:
+        """Lets other machines of the cluster read it."""
+        self._targets.tell_status(status)
 
     def _found(self, current: int, stats: Stats, now: float) -> int:
         if self._autoscaler is None:

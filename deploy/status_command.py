@@ -1,9 +1,10 @@
-"""`rewardtune status`: what runs are doing, from their directories.
+"""`rewardtune status`: what runs are doing, from their directories or from a Ray cluster.
 
 Nothing heavy is imported: a status is asked for often, and answers at once.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.live import Live
 
 from deploy.cli_output import AsJson, console
-from deploy.run_directory import STATUS_FILE, RunDirectoryError, read_status
+from deploy.run_directory import STATUS_FILE, RunDirectoryError, RunGone, read_status
 from deploy.status import headline, is_over, render_runs, render_status, show_status
 
 LOOK_SECONDS = 1.0
@@ -33,16 +34,20 @@ def status(
         bool, typer.Option("--watch", help="Show it again every second, until the run ends.")
     ] = False,
     as_json: AsJson = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ask the runs of this Ray cluster: HOST:PORT, or auto.")
+    ] = None,
 ) -> None:
     """What a run is doing, how fast, and what holds it up."""
     if run is None:
         if watch:
             raise RunDirectoryError("--watch: name the run to watch")
-        _list(list(_below(RUNS)), as_json)
+        _list(list(_of_cluster(address).values() if address else _below(RUNS)), as_json)
         return
+    look = _at(address, run) if address else lambda: read_status(find_run(run))
     if watch:
-        raise typer.Exit(_watch(lambda: read_status(find_run(run)), as_json))
-    found = read_status(find_run(run))
+        raise typer.Exit(_watch(look, as_json))
+    found = look()
     if as_json:
         print(json.dumps(found, indent=1))
     else:
@@ -71,6 +76,30 @@ def _below(runs: Path) -> Iterator[Status]:
         yield read_status(path.parent)
 
 
+def _of_cluster(address: str) -> dict[str, Status]:
+    from deploy.targets import join_cluster, running_runs
+
+    join_cluster(address)
+    return {run.name: run.status() for run in running_runs()}
+
+
+def _at(address: str, name: str) -> Callable[[], Status]:
+    """What asks a cluster for a run.
+
+    Raises:
+      RunDirectoryError: it is not at work there.
+    """
+    from deploy.targets import join_cluster, running_runs
+
+    join_cluster(address)
+    runs = {run.name: run for run in running_runs()}
+    name = Path(name).name
+    if name not in runs:
+        known = ", ".join(runs) or "none"
+        raise RunDirectoryError(f"no run {name!r} is at work at {address}; at work: {known}")
+    return runs[name].status
+
+
 def _list(statuses: list[Status], as_json: bool) -> None:
     if as_json:
         print(json.dumps(statuses, indent=1))
@@ -90,17 +119,23 @@ def _watch(look: Callable[[], Status], as_json: bool) -> int:
                 live.update(render_status(shown), refresh=True)
     else:
         shown = _watch_lines(look)
+    if not is_over(shown):
+        print("the run is not at work any more; its directory has how it ended", file=sys.stderr)
     return 0 if shown["state"] in ("finished", "stopped") else 1
 
 
 def _statuses(look: Callable[[], Status]) -> Iterator[Status]:
-    """One a second; the last is of a run that is over."""
+    """One a second; the last is of a run that is over, or that a cluster has no more."""
+    found = look()
     while True:
-        found = look()
         yield found
         if is_over(found):
             return
         time.sleep(LOOK_SECONDS)
+        try:
+            found = look()
+        except RunGone:
+            return
 
 
 def _watch_json(look: Callable[[], Status]) -> Status:

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util import list_named_actors
+
+from deploy.config_file import ConfigError
+from deploy.run_directory import RunGone
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ class TargetsBoard:
         self._revision = 0
         self._seen = 0
         self._pools: dict[str, Any] = {}
+        self._status: dict[str, Any] = {}
 
     def want(self, changes: Mapping[str, Target]) -> int:
         """An operator's targets, by config section; returns their revision."""
@@ -42,6 +46,14 @@ class TargetsBoard:
         self._seen, self._pools = seen, dict(pools)
         return self._revision, dict(self._wanted)
 
+    def tell_status(self, status: Mapping[str, Any]) -> None:
+        """The controller tells what it writes to status.json."""
+        self._status = dict(status)
+
+    def status(self) -> dict[str, Any]:
+        """The last status; empty before the first."""
+        return self._status
+
     def show(self) -> dict[str, Any]:
         """What the controller told last, and which revision of the targets it had seen then."""
         return {"run": self._run, "seen": self._seen, "pools": self._pools}
@@ -53,6 +65,7 @@ class TargetsReader:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._call: Any = None
+        self._status_call: Any = None
         self._revision = 0
 
     def look(self) -> Mapping[str, Target]:
@@ -73,6 +86,11 @@ class TargetsReader:
         if self._call is None:
             self._call = self._handle.exchange.remote(self._revision, dict(pools))
 
+    def tell_status(self, status: Mapping[str, Any]) -> None:
+        """For `rewardtune status --address`; left out while the last one is on its way."""
+        if self._status_call is None or ray.wait([self._status_call], timeout=0)[0]:
+            self._status_call = self._handle.tell_status.remote(dict(status))
+
 
 @dataclass(frozen=True)
 class RunningRun:
@@ -85,9 +103,32 @@ class RunningRun:
         """See `TargetsBoard.show`."""
         return ray.get(self.handle.show.remote(), timeout=ANSWER_SECONDS)
 
+    def status(self) -> dict[str, Any]:
+        """See `TargetsBoard.status`.
+
+        Raises:
+          RunGone: the run has ended.
+        """
+        try:
+            return ray.get(self.handle.status.remote(), timeout=ANSWER_SECONDS)
+        except RayActorError as error:
+            raise RunGone(f"run {self.name} is not at work any more") from error
+
     def want(self, changes: Mapping[str, Target]) -> int:
         """See `TargetsBoard.want`."""
         return ray.get(self.handle.want.remote(dict(changes)), timeout=ANSWER_SECONDS)
+
+
+def join_cluster(address: str) -> None:
+    """Joins a Ray cluster to ask its runs.
+
+    Raises:
+      ConfigError: it does not answer, or does not let this machine in.
+    """
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def running_runs() -> list[RunningRun]:
