@@ -12,7 +12,7 @@ from rich.console import Console
 from deploy.cli_config import Overrides, read_config
 from deploy.cli_output import AsJson, console
 from deploy.run_directory import CONFIG_FILE, STATUS_FILE, read_status
-from deploy.sizing import Plan, StageTimes, balanced, predict
+from deploy.sizing import Plan, StageTimes, balanced, predict, window_doubt
 from deploy.stage_times import measure_stage_times, times_of_status
 from deploy.status import plain_table
 
@@ -44,12 +44,21 @@ def plan(
     groups = values["learner"]["groups_per_step"]
     now = predict(times, counts["sampler"], counts["reward"], groups, lag)
     best = balanced(times, groups, lag)
+    block, lease = values["actors"]["groups_per_block"], values["rewards"]["groups_per_lease"]
+    doubt = window_doubt(best, block, lease, groups * (1 + lag))
     if as_json:
-        asked = {"needs": _resources(values, best), "groups_per_step": groups, "lag": lag}
+        asked: dict[str, Any] = {
+            "needs": _resources(values, best),
+            "groups_per_step": groups,
+            "lag": lag,
+        }
+        asked["doubt"] = doubt
         plans = {"now": asdict(now), "balanced": asdict(best)}
         print(json.dumps({"seconds_per_group": asdict(times), **plans, **asked}, indent=1))
         return
     _show(times, now, best, groups, _resources(values, best))
+    if doubt:
+        console.print(doubt, style="yellow", highlight=False)
 
 
 def _run(target: str) -> Path | None:

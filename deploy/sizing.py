@@ -80,3 +80,25 @@ def predict(times: StageTimes, samplers: int, rewards: int, groups_per_step: int
         busy={role: cost / seconds for role, cost in costs.items()},
         overlap=lag > 0,
     )
+
+
+def window_doubt(
+    plan: Plan, groups_per_block: int, groups_per_lease: int, window: int
+) -> str | None:
+    """What keeps so many workers from being at work at once, where something does.
+
+    Args:
+      plan: the workers.
+      groups_per_block: that a sampler takes at a time.
+      groups_per_lease: that a reward worker does.
+      window: groups that may be out.
+    """
+    held = plan.samplers * groups_per_block + plan.rewards * groups_per_lease
+    if held <= window:
+        return None
+    return (
+        f"so many workers can hold {held} groups ({plan.samplers} x {groups_per_block} to sample, "
+        f"{plan.rewards} x {groups_per_lease} to score), and at most {window} are out: some would "
+        "wait for others. Use a smaller rewards.groups_per_lease or actors.groups_per_block, a "
+        "larger learner.groups_per_step, or a larger lag"
+    )

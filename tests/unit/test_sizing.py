@@ -54,8 +54,8 @@ def test_without_lag_a_step_costs_the_sum():
 def run_directory(tmp_path, **changes):
     values = {
         "learner": {"groups_per_step": 8, "resources": resources(num_gpus=1.0)},
-        "actors": {"count": 2, "resources": resources(num_gpus=0.5)},
-        "rewards": {"count": 4, "resources": resources(num_cpus=2.0)},
+        "actors": {"count": 2, "groups_per_block": 4, "resources": resources(num_gpus=0.5)},
+        "rewards": {"count": 4, "groups_per_lease": 2, "resources": resources(num_cpus=2.0)},
         "evaluation": {"every": 0},
     }
     directory = tmp_path / "runs" / "imagined"
@@ -82,6 +82,9 @@ def test_the_plan_of_a_run_is_computed_from_its_last_half_minute(tmp_path):
     assert plan["needs"] == {"CPU": 1 + 3 + 36, "GPU": 2.5}
     text = CliRunner().invoke(app, ["plan", str(directory)]).output
     assert "set it: actors.count=3 rewards.count=18" in text
+    # 3 x 4 + 18 x 2, where 8 x (1 + 1) are out.
+    assert "48 groups" in plan["doubt"]
+    assert "at most 16 are out" in " ".join(text.split())
 
 
 def test_a_run_that_has_finished_nothing_yet_has_no_plan():
