@@ -6,6 +6,7 @@ no stage slows another down, as they would side by side on a small machine.
 """
 
 import asyncio
+import json
 import os
 import statistics
 import tempfile
@@ -169,8 +170,6 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def _training_seconds(metrics: Path) -> list[float]:
     """The learner's work of each step: all but waiting."""
-    import json
-
     return [
         sum(
             value

@@ -1,6 +1,7 @@
 """What a Ray cluster is asked: its nodes' versions, GPUs, disks and files, and what fits on it."""
 
 import contextlib
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,8 +135,6 @@ def _probe(directory: Path) -> Iterator[Path]:
 
 def answer_probe(path: str, node: str) -> str | None:
     """Reads the head's file and writes one beside it; on a node. Returns what is wrong."""
-    import time
-
     probe = Path(path)
     for _ in range(50):  # a network's file system shows a new file after a while
         if probe.exists():

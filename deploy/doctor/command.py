@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,20 +50,18 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Find what a run would stumble over, each with a fix; exit code 1 where one would stop it."""
-    resolved = None
-    found: list[Finding] = []
-    if config is not None:
-        resolved, found = _read(config, overrides)
+    resolved, found = (None, []) if config is None else _read(config, overrides)
     if address is None:
         address = resolved.cluster.address if resolved is not None else None
         address = address or os.environ.get("RAY_ADDRESS")
-    for finding in _checks(resolved, address, dashboard, edge or [], working_dir):
-        found.append(finding)
+    told = []
+    for finding in chain(found, _checks(resolved, address, dashboard, edge or [], working_dir)):
+        told.append(finding)
         if not as_json:
             _show(finding)
     if as_json:
-        print(json.dumps([finding.to_json() for finding in found], indent=1))
-    if failed(found):
+        print(json.dumps([finding.to_json() for finding in told], indent=1))
+    if failed(told):
         raise typer.Exit(1)
 
 
@@ -73,9 +72,7 @@ def _read(path: str, overrides: list[str] | None) -> "tuple[RunConfig | None, li
     try:
         return read_config(path, overrides), []
     except (ConfigError, OSError) as error:
-        finding = fail("config", str(error), f"`rewardtune config {path}` says the same")
-        _show(finding)
-        return None, [finding]
+        return None, [fail("config", str(error), f"`rewardtune config {path}` says the same")]
 
 
 def _checks(

@@ -1,7 +1,5 @@
 """What a check finds."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -47,14 +45,3 @@ def fail(check: str, message: str, fix: str) -> Finding:
 def failed(findings: list[Finding]) -> bool:
     """Whether any would stop a run."""
     return any(finding.level == "fail" for finding in findings)
-
-
-@contextlib.contextmanager
-def as_finding(
-    findings: list[Finding], check: str, kinds: tuple[type[Exception], ...], fix: str
-) -> Iterator[None]:
-    """An error of these kinds is what the check found; others are our mistakes and go on."""
-    try:
-        yield
-    except kinds as error:
-        findings.append(fail(check, f"{type(error).__name__}: {error}", fix))

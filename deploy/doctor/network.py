@@ -1,5 +1,6 @@
 """Which addresses answer, and Redis's settings."""
 
+import json
 import socket
 import urllib.error
 import urllib.request
@@ -46,8 +47,6 @@ def check_dashboard(address: str, ray_version: str, headers: Mapping[str, str]) 
       ray_version: of this machine.
       headers: with the cluster's token.
     """
-    import json
-
     base = address if "://" in address else f"http://{address}"
     request = urllib.request.Request(f"{base}/api/version", headers=dict(headers))
     fix = (

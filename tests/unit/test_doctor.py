@@ -308,6 +308,9 @@ def test_a_config_that_is_none_is_a_finding(tmp_path):
     path.write_text("name: run\nlearner: {step: 3}\n")
     result = CliRunner().invoke(app, ["doctor", str(path), "--json"])
     assert result.exit_code == 1
+    finding = json.loads(result.output)[0]
+    assert (finding["check"], finding["level"]) == ("config", "fail")
+    assert "learner.step" in finding["message"]
 
 
 def test_a_cluster_that_is_not_there_is_found_by_its_port(tmp_path, monkeypatch):
