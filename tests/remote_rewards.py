@@ -120,6 +120,7 @@ class Server:
         self._end()
 
     def _end(self) -> None:
+        self.call(_cancel_others())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(WAIT)
         self.loop.close()
@@ -127,6 +128,14 @@ class Server:
 
 TASK = StubTask()
 QUICK: Mapping[str, Any] = {"connect_seconds": 0.5, "deadline_seconds": WAIT}
+
+
+async def _cancel_others() -> None:
+    """What still runs in this loop, as `asyncio.run` does: calls outlive their connections."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def serving(reward=None, task=TASK, options=None, deadline=WAIT, on_stuck=pytest.fail) -> Server:
