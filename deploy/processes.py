@@ -18,6 +18,7 @@ from actors import engines
 from actors.engine import Engine
 from deploy.config import RunConfig
 from deploy.logs import configure_logging, flush_logs
+from deploy.policies import Policies, to_device
 from deploy.queues import join_queue
 from deploy.tracing import TracedQueue, Tracer
 from replay.lease_keeper import LeaseKeeper
@@ -187,26 +188,6 @@ class EvaluatorProcess(_Process):
         return self._role.status
 
 
-class DeviceWeights:
-    """Puts a version on the device once, however many blocks are sampled with it."""
-
-    def __init__(self, weights: Any):
-        self._weights = weights
-        self._host: Any = None
-        self._device: Any = None
-
-    def load(self, version: int | None) -> tuple[int, Any]:
-        """A version and its parameters as device arrays."""
-        import jax
-
-        number, params = self._weights.load(version)
-        if params is not self._host:
-            # On a CPU the device array may be the store's own memory: no copy is made.
-            self._device = jax.device_put(params, may_alias=True)
-            self._host = params
-        return number, self._device
-
-
 def build_engine(
     config: RunConfig, task: Any, end_token_bias: float = 0.0, gpu_expected: bool = False
 ) -> Engine:
@@ -240,7 +221,7 @@ def build_sampler(
         engine_name=config.actors.chosen_engine,
         queue=queue,
         keeper=keeper,
-        load_weights=weights.load if torch else DeviceWeights(weights).load,
+        load_weights=(Policies(weights) if torch else Policies(weights, to_device)).load,
         ticket=ticket_source(config, task).ticket,
         worker=worker,
         block=config.actors.groups_per_block,
