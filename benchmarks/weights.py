@@ -4,14 +4,14 @@ For policies of 100 MB and 1 GB, seconds from the moment that all readers begin 
 holds a checked parameter tree, medians of repeats:
 
 - `ray`: 8 readers on this machine, each an actor that asks the weight store as a sampler does;
-- `grpc`: 4 readers, each a process that asks the service of `rewardtune serve weights`, in a process
-  of its own, over loopback;
+- `grpc`: 4 readers, each a process that asks the service of `rewardtune serve weights`, over
+  loopback, in a process of its own;
 - `memory_copy`: `numpy.copyto` of as many bytes, in the same run. `ratio` is to it, for all readers
   together; `per_reader` is what it comes to for each.
 
-`pause` is how long a sampler waits for a new version: if it asks the store, checks it and puts it on
-its device when its block is done (`without_loading_ahead`, with its parts), and if its block took
-longer than the loading, which was done meanwhile (`loading_ahead`).
+`pause` is how long a sampler waits for a new version: if it asks the store, checks it and puts it
+on its device when its block is done (`without_loading_ahead`, with its parts), and if its block
+took longer than the loading, which was done meanwhile (`loading_ahead`).
 
     python -m benchmarks.weights        # writes benchmarks/results/weights.json
 """

@@ -66,8 +66,23 @@ def pack_weights(
     return Manifest(version, dtype, shapes, checksum_of(arrays)), arrays
 
 
-def unpack_weights(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def check_sum(manifest: Manifest, checksum: int) -> None:
+    """Raises `WeightsError` where the bytes that came are not those of the manifest."""
+    if checksum != manifest.checksum:
+        raise WeightsError(
+            f"weights version {manifest.version}: checksum differs from the manifest; load it again"
+        )
+
+
+def unpack_weights(
+    manifest: Manifest, arrays: Mapping[str, np.ndarray], summed: bool = False
+) -> dict[str, Any]:
     """The parameter tree in float32, checked against its manifest.
+
+    Args:
+      manifest: of the version.
+      arrays: its parameters.
+      summed: the checksum has been compared already, while they arrived.
 
     Raises:
       WeightsError: a parameter is missing, has another shape or dtype, or the checksum differs.
@@ -82,6 +97,6 @@ def unpack_weights(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> dict
                 f"{where}: {name} is {array.dtype}{list(array.shape)}, the manifest says "
                 f"{manifest.dtype}{list(manifest.shapes[name])}"
             )
-    if checksum_of(arrays) != manifest.checksum:
-        raise WeightsError(f"{where}: checksum differs from the manifest; load it again")
+    if not summed:
+        check_sum(manifest, checksum_of(arrays))
     return unflatten({n: a.astype(np.float32, copy=False) for n, a in arrays.items()})

@@ -17,6 +17,7 @@ from learner.packed_weights import (
     VersionNotHeld,
     WeightsError,
     WeightsUnavailable,
+    check_sum,
     pack_weights,
     unpack_weights,
 )
@@ -26,7 +27,9 @@ from learner.weights_wire import (
     SERVICE,
     Assembly,
     chunks,
+    data_message,
     manifest_message,
+    read_data,
     read_manifest,
     total_bytes,
 )
@@ -85,7 +88,7 @@ class RemoteWeights:
         def parts() -> Iterator[bytes]:
             yield serialise(pb.PublishRequest(begin=begin))
             for chunk in chunks(arrays):
-                yield serialise(pb.PublishRequest(data=chunk))
+                yield data_message(pb.PublishRequest.DATA_FIELD_NUMBER, chunk)
 
         timeout = self._timeout + total_bytes(manifest) / SLOWEST_BYTES_A_SECOND
         try:
@@ -105,7 +108,7 @@ class RemoteWeights:
         return read_manifest(parse(pb.GetManifestResponse(), answer).manifest)
 
     def packed(self, version: int | None) -> tuple[Manifest, Mapping[str, np.ndarray]]:
-        """A version (None: the newest) as it was published; not checked yet."""
+        """A version (None: the newest) as it was published."""
         for _ in range(ANEW_ALLOWED):
             manifest = self.manifest(version)
             arrays = self._download(manifest)
@@ -128,7 +131,7 @@ class RemoteWeights:
         manifest = self.manifest(version)
         if self._loaded is None or self._loaded[0] != manifest:
             manifest, arrays = self.packed(version)
-            self._loaded = (manifest, unpack_weights(manifest, arrays))
+            self._loaded = (manifest, unpack_weights(manifest, arrays, summed=True))
         return manifest.version, self._loaded[1]
 
     def next_to_evaluate(self, wait: float) -> int | None:
@@ -160,17 +163,22 @@ class RemoteWeights:
                 version=manifest.version, checksum=manifest.checksum, offset=assembly.received
             )
             for part in self._client.download(_DOWNLOAD, serialise(request)):
-                assembly.add(parse(pb.DownloadResponse(), part).data)
+                octets = read_data(pb.DownloadResponse.DATA_FIELD_NUMBER, part)
+                if octets is None:
+                    raise WireError("a part of the download is not one of data")
+                assembly.add(octets)
 
         try:
             self._client.repeat(_DOWNLOAD, attempt, lambda: assembly.received)
-            return assembly.arrays()
+            arrays = assembly.arrays()
         except CallFailed as error:
             if error.code is grpc.StatusCode.ABORTED:
                 return None
             raise _as_the_store_says(error) from error
         except WireError as error:
             raise WeightsError(f"{self._client.name}: {error}") from error
+        check_sum(manifest, assembly.checksum)
+        return arrays
 
     def _ask(self, method: str, request: Message, wait: float = 0.0) -> bytes:
         try:

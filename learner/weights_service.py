@@ -14,7 +14,6 @@ from learner.packed_weights import (
     Manifest,
     VersionNotHeld,
     WeightsUnavailable,
-    checksum_of,
 )
 from learner.weights_wire import (
     FENCED,
@@ -23,7 +22,9 @@ from learner.weights_wire import (
     SERVICE,
     Assembly,
     chunks,
+    data_message,
     manifest_message,
+    read_data,
     read_manifest,
 )
 from protos import weights_pb2 as pb
@@ -148,7 +149,7 @@ class WeightsService:
         if message.offset > total:
             raise WireError(f"offset {message.offset} of version {message.version} with {total}")
         for chunk in chunks(arrays, message.offset):
-            yield serialise(pb.DownloadResponse(data=chunk))
+            yield data_message(pb.DownloadResponse.DATA_FIELD_NUMBER, chunk)
 
     async def _arrays(self, version: int, checksum: int) -> Mapping[str, np.ndarray]:
         """Those of exactly this publication; several readers share them."""
@@ -177,15 +178,15 @@ class WeightsService:
         try:
             assembly = Assembly(manifest)
             while (data := await _next(requests)) is not None:
-                part = parse(pb.PublishRequest(), data)
-                if part.WhichOneof("part") != "data":
+                octets = read_data(pb.PublishRequest.DATA_FIELD_NUMBER, data)
+                if octets is None:
                     raise WireError("Publish has one manifest, and after it only data")
-                assembly.add(part.data)
+                await asyncio.to_thread(assembly.add, octets)
         except MemoryError as error:
             reason = f"no memory for weights version {manifest.version}"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, reason) from error
         arrays = assembly.arrays()
-        if await self._ask(lambda: checksum_of(arrays)) != manifest.checksum:
+        if assembly.checksum != manifest.checksum:
             raise WireError(
                 f"weights version {manifest.version}: the checksum differs from its manifest"
             )
