@@ -65,6 +65,7 @@ class ReplayService:
         self._check_payload = check_payload
         self._answers = Answers()
         self._stopping = threading.Event()
+        self._over = False
         self._waits = Waits("replay-lease")
         self._threads = ThreadPoolExecutor(THREADS, "replay-call")
 
@@ -275,12 +276,16 @@ class ReplayService:
         try:
             return await loop.run_in_executor(threads or self._threads, partial(ask))
         except QueueClosed as error:
+            self._over = True
             reason = f"{wire.CLOSED}: {error}"
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason) from error
         except LearnerFenced as error:
             reason = f"{wire.FENCED}: {error}"
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason) from error
         except QueueUnavailable as error:
+            if self._over:  # the queue of a run that is over goes soon after
+                reason = f"{wire.CLOSED}: the run is over, and its queue is gone"
+                raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason) from error
             raise Refused(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         except WireError:
             raise

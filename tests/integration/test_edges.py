@@ -168,9 +168,11 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
 def test_workers_with_an_address_and_a_token_do_all_the_work_of_a_run_that_has_none(
     undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
 ) -> None:
+    # Slow enough for the run to be at work when one worker is stopped, and the same numbers.
+    slow = [{"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.5}}]
     values = tiny_values | {
         "actors": tiny_values["actors"] | {"count": 0},
-        "rewards": tiny_values["rewards"] | {"count": 0},
+        "rewards": tiny_values["rewards"] | {"count": 0, "terms": slow},
     }
     with outside(tmp_path, values) as run:
         tuning = run.start_run("waiting")
@@ -180,7 +182,7 @@ def test_workers_with_an_address_and_a_token_do_all_the_work_of_a_run_that_has_n
         names = lambda status: [worker["name"] for worker in status["outside"]]  # noqa: E731
         run.until(lambda status: names(status) == ["reward@first"], tuning)
         sampler = run.work("sampler", *to_replay, *to_weights, name="sampler")
-        run.until(lambda status: status["step"] >= 2, tuning)
+        run.until(lambda status: status["step"] >= 1, tuning)
         first.process.terminate()
         code, said = first.finish()
         assert code == 0, said

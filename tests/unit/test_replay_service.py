@@ -16,7 +16,7 @@ from replay import remote_queue
 from replay import service as service_module
 from replay.answers import Answers
 from replay.config import QueueConfig
-from replay.queue import Completion, Frontier, QueueUnavailable, Stage
+from replay.queue import Completion, Frontier, QueueClosed, QueueUnavailable, Stage
 from replay.remote_queue import RemoteReplayQueue
 from replay.wire import SERVICE
 from tests.edges import serving_queue
@@ -263,3 +263,24 @@ def test_a_queue_that_does_not_answer_is_asked_again(monkeypatch):
 
     with serving(inner=Flaky) as (_, _, client):
         assert client.frontier() == Frontier()
+
+
+def test_who_comes_when_the_queue_of_a_closed_run_is_gone_is_told_that_the_run_is_over():
+    class Gone:
+        def __init__(self, queue):
+            self._queue, self.gone = queue, False
+
+        def __getattr__(self, method):
+            if self.gone:
+                raise QueueUnavailable("its actor was killed")
+            return getattr(self._queue, method)
+
+    wrapped = []
+    inner = lambda queue: wrapped.append(Gone(queue)) or wrapped[0]  # noqa: E731
+    with serving(inner=inner) as (queue, _, client):
+        queue.close()
+        with pytest.raises(QueueClosed, match="the run is over"):
+            client.lease("to_score", 1, None, "r")
+        wrapped[0].gone = True
+        with pytest.raises(QueueClosed, match="its queue is gone"):
+            client.lease("to_score", 1, None, "late")
