@@ -22,7 +22,15 @@ from learner.packed_weights import (
 )
 from learner.remote_weights import RemoteWeights
 from learner.weights_service import WeightsService
-from learner.weights_wire import SERVICE, Assembly, chunks, manifest_message, read_manifest
+from learner.weights_wire import (
+    SERVICE,
+    Assembly,
+    chunks,
+    data_message,
+    manifest_message,
+    read_data,
+    read_manifest,
+)
 from protos import weights_pb2 as pb
 from protos.edge import Download, Refused, Upload
 from protos.edge_client import Peer
@@ -207,7 +215,7 @@ def begin(manifest):
 def test_lies_about_what_is_published_are_refused_and_change_nothing(params):
     store = MemoryWeights()
     manifest, arrays = pack_weights(7, params, "float32")
-    data = [pb.PublishRequest(data=chunk) for chunk in chunks(arrays)]
+    data = [pb.PublishRequest(data=chunk.tobytes()) for chunk in chunks(arrays)]
     turned = dataclasses.replace(manifest, shapes={**manifest.shapes, "encoder/kernel": (500, 300)})
     wrong_sum = dataclasses.replace(manifest, checksum=manifest.checksum ^ 1)
     huge = dataclasses.replace(manifest, shapes={"x": (2**40, 2**40)})
@@ -283,3 +291,30 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named(params, monkeyp
     with pytest.raises(WeightsUnavailable, match="Publish"):
         weights.publish(0, params, "float32", last=False)
     weights.disconnect()
+
+
+@given(data=st.binary(max_size=300), field=st.integers(1, 15))
+def test_data_is_written_as_protobuf_writes_it_and_read_without_a_copy(data, field):
+    octets = np.frombuffer(data, np.uint8)
+    message = data_message(field, octets)
+    if field == pb.PublishRequest.DATA_FIELD_NUMBER:
+        assert message == pb.PublishRequest(data=data).SerializeToString()
+    assert read_data(field, message) == data
+    assert read_data(field, message + b"\0") is None
+    assert read_data(field, message[:-1]) is None
+    assert read_data(field % 15 + 1, message) is None
+
+
+@given(message=st.binary(max_size=20))
+def test_what_is_read_as_data_is_what_protobuf_reads(message):
+    octets = read_data(pb.PublishRequest.DATA_FIELD_NUMBER, message)
+    if octets is not None:
+        assert pb.PublishRequest.FromString(message).data == octets
+
+
+def test_large_data_is_written_as_protobuf_writes_it():
+    for size in (127, 128, 16_383, 16_384, 2**21):
+        octets = np.ones(size, np.uint8)
+        message = data_message(pb.DownloadResponse.DATA_FIELD_NUMBER, octets)
+        assert message == pb.DownloadResponse(data=octets.tobytes()).SerializeToString()
+        assert read_data(pb.DownloadResponse.DATA_FIELD_NUMBER, message) == octets.tobytes()
