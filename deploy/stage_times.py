@@ -93,8 +93,8 @@ def _measure(
     config: "RunConfig", task: Any, directory: Path, progress: Callable[[str], None]
 ) -> StageTimes:
     from actors.sampler import Sampler
+    from deploy.policies import to_device
     from deploy.processes import (
-        DeviceWeights,
         build_engine,
         build_learner,
         load_initial,
@@ -110,8 +110,8 @@ def _measure(
     assert config.rewards is not None
     tickets = ticket_source(config, task)
     queue: Any = QueueInTurn(MemoryReplayQueue(config.queue_config(), tickets))
-    weights = _Policies()
     torch = config.actors.chosen_engine == "torch"
+    weights = _Policies(lambda params: params if torch else to_device(params))
     keeper = LeaseKeeper(queue, 3600.0, float("inf"), lambda reason: None)
     sampler = Sampler(
         task=task,
@@ -119,7 +119,7 @@ def _measure(
         engine_name=config.actors.chosen_engine,
         queue=queue,
         keeper=keeper,
-        load_weights=weights.load if torch else DeviceWeights(weights).load,
+        load_weights=weights.load,
         ticket=tickets.ticket,
         worker="sampler",
         block=config.actors.groups_per_block,
@@ -234,8 +234,10 @@ class QueueInTurn:
 class _Policies:
     """The weight store of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, put: Callable[[Any], Any]) -> None:
+        self._put = put
         self._versions: dict[int, Any] = {}
+        self._used: tuple[int, Any] = -1, None
 
     def fence(self, epoch: str) -> None:
         """There is one learner."""
@@ -245,6 +247,8 @@ class _Policies:
         self._versions[version] = params
 
     def load(self, version: int | None) -> tuple[int, Any]:
-        """A version, or the newest."""
+        """A version, or the newest, where it is used."""
         chosen = max(self._versions) if version is None else version
-        return chosen, self._versions[chosen]
+        if chosen != self._used[0]:
+            self._used = chosen, self._put(self._versions[chosen])
+        return self._used
