@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from learner.packed_weights import VersionNotHeld
 from learner.weight_store import RayWeights
 from learner.weights_service import WeightsService
 from protos.edge import EdgeOptions, EdgeServer, Services, stop_on_signals
-from replay.queue import ReplayQueue
+from replay.queue import QueueUnavailable, ReplayQueue
 from replay.service import ReplayService
 from rewards.facts import task_facts
 from vision.models.arrays import flatten
@@ -41,8 +42,13 @@ class _Service(Protocol):
     def close(self) -> None: ...
 
 
-def serve_replay(config: RunConfig, options: EdgeOptions) -> int:
+def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> int:
     """Serves the queue of a run that is at work; returns the exit code.
+
+    Args:
+      config: of the run.
+      options: where, and for whom.
+      wait: seconds for a run to make its queue on Redis.
 
     Raises:
       ConfigError: no such run is at work, or it has another config.
@@ -55,7 +61,7 @@ def serve_replay(config: RunConfig, options: EdgeOptions) -> int:
     in_ray = config.replay.url is None
     store = _join_ray(config) if in_ray else None
     queue = join_queue(config, lambda: tickets, processes.actor_name(config, processes.QUEUE))
-    run = _check_run(config, store.run_config() if store else queue_run_config(queue))
+    run = _check_run(config, store.run_config() if store else queue_run_config(queue, wait))
     service = ReplayService(
         queue,
         config.name,
@@ -81,12 +87,23 @@ def serve_weights(config: RunConfig, options: EdgeOptions) -> int:
     return asyncio.run(_serve(service, options, f"the weights of {config.name}", _watch(config)))
 
 
-def queue_run_config(queue: ReplayQueue) -> str:
-    """The config that a queue on Redis was made with, as JSON."""
+def queue_run_config(queue: ReplayQueue, wait: float) -> str:
+    """The config that a queue on Redis was made with, as JSON; waits for the run to make it.
+
+    Raises:
+      QueueUnavailable: it was not made within `wait` seconds.
+    """
     from replay.redis_queue import RedisReplayQueue
 
     assert isinstance(queue, RedisReplayQueue)
-    return queue.run_config()
+    give_up = time.monotonic() + wait
+    while True:
+        try:
+            return queue.run_config()
+        except QueueUnavailable:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(LOOK_SECONDS)
 
 
 def _check_run(config: RunConfig, told: str) -> RunConfig:

@@ -68,6 +68,9 @@ def replay(
         str | None, typer.Option(help="The queue is on this Redis: replay.url of the run.")
     ] = None,
     port: Port = 50063,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds for a run to make its queue on Redis.")
+    ] = 0.0,
 ) -> None:
     """Serve the queue of a run at work to samplers, reward workers and learners outside of Ray."""
     from deploy.edges import serve_replay
@@ -75,7 +78,7 @@ def replay(
 
     changes = [*(overrides or []), *([f"replay.url={redis}"] if redis else [])]
     log_to_stderr()
-    leave(serve_replay(read_config(config, changes), server.at(port)))
+    leave(serve_replay(read_config(config, changes), server.at(port), wait))
 
 
 @serve_app.command()

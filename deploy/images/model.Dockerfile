@@ -7,7 +7,7 @@ FROM python:3.11.14-slim-bookworm
 # cuda12 or tpu: JAX's build; deploy/images/constraints-ACCELERATOR.txt pins it.
 ARG ACCELERATOR=cuda12
 # Add uvim for panoptic segmentation and colorization, whose predictions torch decodes.
-ARG EXTRAS=model,remote,wordpiece
+ARG EXTRAS=model,redis,remote,wordpiece
 # Where torch's build without CUDA is: the one that uvim takes.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 

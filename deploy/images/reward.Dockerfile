@@ -3,7 +3,7 @@
 FROM python:3.11.14-slim-bookworm
 
 # Add uvim for panoptic segmentation and colorization, whose predictions torch decodes.
-ARG EXTRAS=remote,wordpiece
+ARG EXTRAS=redis,remote,wordpiece
 # Where torch's build without CUDA is: the one that uvim takes.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 

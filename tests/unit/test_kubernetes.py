@@ -12,9 +12,12 @@ import pytest
 import yaml
 from redis import Redis
 from redis.exceptions import AuthenticationError
+from typer.testing import CliRunner
 
+from deploy.cli import app
 from deploy.config import RunConfig
 from deploy.config_file import read_config
+from deploy.monitoring.catalogue import METRICS
 from tests import redis_server
 from tests.kubernetes_objects import (
     OVERLAYS,
@@ -44,7 +47,7 @@ def test_what_objects_name_is_there(overlay):
             assert ("ConfigMap", volume["configMap"]["name"]) in names
         if "persistentVolumeClaim" in volume:
             assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in names
-    for service, port in re.findall(r"(rewardtune-[\w-]+):(6379|50061)", text):
+    for service, port in re.findall(r"(rewardtune-[\w-]+):(6379|50061|50063)", text):
         (found,) = (t for t in of_kind(objects, "Service") if t["metadata"]["name"] == service)
         assert [p["port"] for p in found["spec"]["ports"]] == [int(port)]
     for pod in pods:
@@ -123,8 +126,8 @@ def per_pod(group: Object, resource: str) -> float:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pools_hold_what_the_run_asks_of_them(overlay, tmp_path):
     objects = build(overlay)
-    remote = "reward-server" in overlay
-    config = run_config(objects, "remote.yaml" if remote else "run.yaml", tmp_path)
+    files = {"gpu-job-reward-server": "remote.yaml", "gpu-job-reward-workers": "outside.yaml"}
+    config = run_config(objects, files.get(overlay, "run.yaml"), tmp_path)
     roles = [
         (1, config.learner.resources),
         (config.actors.count, config.actors.resources),
@@ -132,7 +135,7 @@ def test_pools_hold_what_the_run_asks_of_them(overlay, tmp_path):
         (1, config.evaluation.resources),
     ]
     asked: dict[tuple[str, str], float] = {}
-    for count, resources in roles:
+    for count, resources in (role for role in roles if role[0]):
         assert set(resources.labels) == {"pool"}
         (pool,) = (g for g in groups(objects).values() if g["labels"] == resources.labels)
         amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus} | resources.custom
@@ -178,6 +181,33 @@ def test_reward_servers_scale_by_the_cpu_that_they_request(tmp_path):
     assert served.rewards.terms != asked.rewards.terms
     (term,) = asked.rewards.terms
     assert term.options["token_file"] in container["args"]
+
+
+def test_reward_workers_outside_scale_by_the_backlog_that_the_run_exports(tmp_path):
+    objects = build("gpu-job-reward-workers")
+    config = run_config(objects, "outside.yaml", tmp_path)
+    assert config.rewards.count == 0
+    (scaler,) = of_kind(objects, "HorizontalPodAutoscaler")
+    workers, replay = sorted(
+        of_kind(objects, "Deployment"), key=lambda t: t["metadata"]["name"], reverse=True
+    )
+    assert scaler["spec"]["scaleTargetRef"]["name"] == workers["metadata"]["name"]
+    assert "replicas" not in workers["spec"]
+    (metric,) = scaler["spec"]["metrics"]
+    told = {one.exported: one for one in METRICS}
+    labels = metric["external"]["metric"]["selector"]["matchLabels"]
+    exported = told[metric["external"]["metric"]["name"]]
+    assert labels.pop("run") == config.name
+    assert all(value in exported.labels[name] for name, value in labels.items())
+    (work,) = workers["spec"]["template"]["spec"]["containers"]
+    (serve,) = replay["spec"]["template"]["spec"]["containers"]
+    grace = float(work["args"][work["args"].index("--grace") + 1])
+    assert grace < workers["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert config.replay.password_env in {variable["name"] for variable in serve["env"]}
+    for container in (work, serve):  # the commands are ours
+        shown = CliRunner().invoke(app, [*container["command"][1:3], "--help"])
+        flags = [given for given in container["args"] if given.startswith("--")]
+        assert all(flag in shown.output for flag in flags)
 
 
 def test_redis_keeps_everything():
