@@ -209,10 +209,10 @@ def test_a_queue_on_redis_is_served_without_ray(
     (tmp_path / "token").write_text("a-token")
     with redis_server() as redis:
         connection = redis.connect()
-        made = RedisReplayQueue(connection, config.name)
-        made.open(config.queue_config(), "the tests", "a run", config.model_dump_json())
-        where = ("--redis", redis.url, "--port", "0", "--token-file", "token")
+        where = ("--redis", redis.url, "--port", "0", "--token-file", "token", "--wait", str(WAIT))
         server = Command(tmp_path, "serve", "replay", str(path), *where)
+        made = RedisReplayQueue(connection, config.name)  # the server waits for it
+        made.open(config.queue_config(), "the tests", "a run", config.model_dump_json())
         try:
             queue = RemoteReplayQueue(
                 Peer(server.address(), token_file=tmp_path / "token", patience=10)
