@@ -140,3 +140,11 @@ def test_a_learner_outside_of_ray_tells_no_share_and_the_others_are_still_judged
     assert said(busy=busy, states={"learner": "outside"}).startswith(
         "reward workers are the bottleneck"
     )
+
+
+def test_a_pool_that_is_all_outside_of_ray_is_not_judged():
+    status = Imagined().status()
+    del status["roles"]["reward"]
+    status["outside"] = [{"name": "reward@x", "role": "reward", "leases": 1}]
+    sentence = find_bottleneck(status).sentence
+    assert sentence == "cannot tell: all reward workers are outside of Ray, busy or not"

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import time
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -100,3 +101,14 @@ def test_a_queue_that_is_waited_for_is_shown():
     assert "waiting for" not in shown(status)
     status["queue"] |= {"waiting": "waiting for Redis at redis://h:1/0: no answer"}
     assert "waiting for Redis at redis://h:1/0: no answer" in shown(status)
+
+
+def test_workers_outside_of_ray_are_named_with_what_they_hold():
+    held = {"reward@gpu-7": 2, "sampler@x": 0, "reward": 1, "learner": 4}
+    status = run_status(CONFIG, workers(), replace(stats(), held_by_worker=held), None)
+    assert status["outside"] == [
+        {"name": "reward@gpu-7", "role": "reward", "leases": 2},
+        {"name": "sampler@x", "role": "sampler", "leases": 0},
+    ]
+    assert "outside of Ray: reward@gpu-7 (2 leased), sampler@x (0 leased)" in shown(status)
+    assert "outside of Ray" not in shown(run_status(CONFIG, workers(), stats(), None))
