@@ -226,9 +226,10 @@ class Learner:
                 "dropped": self._dropped,
             }
             if last or done % config.checkpoint_every == 0 or stop.requested:
-                self._save(checkpoints, state, policies, self._queue.frontier())
+                # Its own account: the queue's is another learner's, where one has taken over.
+                self._save(checkpoints, state, policies, self._trained[1])
         if done not in checkpoints.steps():
-            self._save(checkpoints, state, policies, self._queue.frontier())
+            self._save(checkpoints, state, policies, self._trained[1])
         checkpoints.wait()
         if done == config.steps:
             params = jax.device_get(state.params)

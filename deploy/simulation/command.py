@@ -50,7 +50,7 @@ def simulate_runs(
         print(
             f"seed {number}: trace {figures['trace']}, {figures['events']:,} events, "
             f"{figures['leases']:,} leases, {figures['virtual_seconds']:,.0f} virtual seconds in "
-            f"{figures['seconds']:g}; trained {figures['trained']:,}, quarantined "
+            f"{figures['cpu_seconds']:g} of CPU; trained {figures['trained']:,}, quarantined "
             f"{figures['quarantined']:,}, dropped {figures['dropped']:,}, lost 0, twice 0",
             flush=True,
         )

@@ -1,17 +1,21 @@
 """What a queue's answers must be, kept beside it by the simplest account of its rules.
 
-The ledger sees only questions and answers, so it can judge any queue. It knows of an expiry by the
-clock alone: a lease is live until its deadline, however rarely anybody asks.
+The ledger sees only questions and answers, so it can judge any queue. After every event, the places
+of the ordinals that the event has touched are compared with the queue's own, and the sums of all:
+so each ordinal is in exactly one place as long as it was before the event.
 """
 
+import heapq
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deploy.simulation.history import History, Ordinals
 from deploy.simulation.world import Violation
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.queue import Completion, Frontier, Lease, Stage
-from replay.state import QueueState
+from replay.state import KEPT_QUARANTINED, QueueState
 
 _NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
 
@@ -24,9 +28,14 @@ class _Group:
     payload: bytes | None
     failed: int = 0
     tombstone: bool = False
-    sampled_at: int = 0
+    sampled_at: int = 0  # groups that were acked when its samples came in
     lease: Lease | None = None
     deadline: float = 0.0
+
+
+def ticket(ordinal: int) -> bytes:
+    """What a sampler is told."""
+    return b"ticket %d" % ordinal
 
 
 class Ledger:
@@ -39,28 +48,33 @@ class Ledger:
 
     def begin(self, frontier: Frontier) -> None:
         """A queue began at a frontier, and knows nothing else."""
-        self._given_up: set[int] = set()
+        self._given_up: deque[int] = deque(maxlen=KEPT_QUARANTINED)
         self._newest: dict[str, frozenset[str]] = {}
+        self._deadlines: list[tuple[float, str]] = []
         self._begin(frontier, {})
 
     def _begin(self, frontier: Frontier, parked: dict[int, _Group]) -> None:
         self._groups: dict[int, _Group] = {}
         self._parked = parked
         self._by_lease: dict[str, int] = {}
-        self._next_unacked = frontier.next_unacked
-        self._acked_above = set(frontier.acked_above)
+        self._by_worker: dict[str, set[str]] = {}
+        self._touched: set[int] = set()
+        self.acked_ordinals = Ordinals(frontier.next_unacked, frontier.acked_above)
 
-    def restarted(self, frontier: Frontier) -> None:
-        """The queue was told to go back to a frontier: see `ReplayQueue.restart`."""
+    def restarted(self, frontier: Frontier, history: History) -> None:
+        """The learner of this history told the queue to go back: see `ReplayQueue.restart`."""
         before = {o: _Group(Stage.TO_TRAIN, None, tombstone=True) for o in self._given_up}
         before |= self._parked | self._groups
-        above = set(frontier.acked_above)
+        acked = Ordinals(frontier.next_unacked, frontier.acked_above)
+        if history.done != acked:
+            raise Violation(
+                f"the queue went back to {acked} acked; the learner that asked for it has trained "
+                f"{history.done}"
+            )
         parked = {
             ordinal: group
             for ordinal, group in before.items()
-            if ordinal >= frontier.next_unacked
-            and ordinal not in above
-            and self._survives(group, frontier)
+            if ordinal not in acked and self._survives(group, frontier)
         }
         self._begin(frontier, parked)
         self._make_room_for_survivors(frontier)
@@ -71,6 +85,8 @@ class Ledger:
                 group.lease = None
             if group.lease is not None:
                 self._by_lease[group.lease.id] = ordinal
+                self._by_worker.setdefault(group.lease.worker, set()).add(group.lease.id)
+        self._touched.update(self._groups)
 
     def _survives(self, group: _Group, frontier: Frontier) -> bool:
         if self._config.mode == "ordered" or group.tombstone:
@@ -84,23 +100,19 @@ class Ledger:
         made_up_for = frontier.dropped if self._config.mode == "async" else 0
         end = None if total is None else total + -(-made_up_for // size) * size
         while self._parked and (end is None or start < end):
-            block = [o for o in range(start, start + size) if not self.is_acked(o)]
+            block = [o for o in range(start, start + size) if o not in self.acked_ordinals]
             room, start = room - len(block), start + size
             if room < 0:
                 return
-            survivors = [o for o in block if o in self._parked]
-            self._groups |= {ordinal: self._parked.pop(ordinal) for ordinal in survivors}
+            for ordinal in block:
+                new = _Group(Stage.TO_SAMPLE, ticket(ordinal))
+                self._groups[ordinal] = self._parked.pop(ordinal, new)
 
     def came_back(self, frontier: Frontier) -> None:
         """The queue started anew from the frontier it had kept, which must be the true one."""
-        if (frontier.next_unacked, set(frontier.acked_above)) != (
-            self._next_unacked,
-            self._acked_above,
-        ):
-            raise Violation(
-                f"the queue came back with {frontier}; acked were all below {self._next_unacked} "
-                f"and {sorted(self._acked_above)}"
-            )
+        kept = Ordinals(frontier.next_unacked, frontier.acked_above)
+        if kept != self.acked_ordinals:
+            raise Violation(f"the queue came back with {kept}; acked were {self.acked_ordinals}")
         self.begin(frontier)
 
     @property
@@ -108,27 +120,33 @@ class Ledger:
         """Ordinals that were handed out and are not acked."""
         return frozenset(self._groups)
 
-    def is_acked(self, ordinal: int) -> bool:
-        """Whether an ack was accepted."""
-        return ordinal < self._next_unacked or ordinal in self._acked_above
+    def expire(self, now: float) -> None:
+        """It is so late on the queue's clock."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, lease_id = heapq.heappop(self._deadlines)
+            group = self._live(lease_id)
+            if group is None:
+                continue
+            if group.deadline > now:  # renewed since
+                heapq.heappush(self._deadlines, (group.deadline, lease_id))
+            else:
+                self._take_back(group, lease_id)
 
     def leased(self, stage: Stage, worker: str, leases: Sequence[Lease], now: float) -> None:
         """A worker asked and was handed these."""
-        self._settle_all(worker, now)
         self._newest[worker] = frozenset(lease.id for lease in leases)
         for lease in leases:
             ordinal = lease.ordinal
             group = self._groups.get(ordinal)
             if group is None:
-                if self.is_acked(ordinal):
+                if ordinal in self.acked_ordinals:
                     raise Violation(f"ordinal {ordinal} is handed out again; it has been acked")
-                new = _Group(Stage.TO_SAMPLE, lease.payload)
+                new = _Group(Stage.TO_SAMPLE, ticket(ordinal))
                 group = self._groups[ordinal] = self._parked.pop(ordinal, new)
                 if len(self._groups) > self._config.window:
                     raise Violation(
                         f"{len(self._groups)} groups are out; the window is {self._config.window}"
                     )
-            self._settle(group, now)
             if group.lease is not None:
                 raise Violation(
                     f"ordinal {ordinal} is handed to {lease.worker}, while {group.lease.worker} "
@@ -141,136 +159,168 @@ class Ledger:
             if group.tombstone and not lease.reasons:
                 raise Violation(f"ordinal {ordinal} is quarantined without a reason")
             group.lease, group.deadline = lease, now + lease.ttl
+            heapq.heappush(self._deadlines, (group.deadline, lease.id))
             self._by_lease[lease.id] = ordinal
+            self._by_worker.setdefault(worker, set()).add(lease.id)
+            self._touched.add(ordinal)
 
     def renewed(self, asked: Sequence[str], held: Sequence[str], now: float) -> None:
         """Of these, some are still held."""
-        for lease_id in asked:
-            group = self._live(lease_id, now)
-            if (group is not None) != (lease_id in held):
-                raise Violation(f"renewing {lease_id} answered {lease_id in held}")
-            if group is not None and group.lease is not None:
-                group.deadline = now + group.lease.ttl
+        if [lease_id for lease_id in asked if lease_id in self._by_lease] != list(held):
+            raise Violation(f"of {asked} are renewed {held}")
+        for lease_id in held:
+            group = self._groups[self._by_lease[lease_id]]
+            assert group.lease is not None
+            group.deadline = now + group.lease.ttl
+            self._touched.add(group.lease.ordinal)
 
-    def completed(self, lease_id: str, payload: bytes, answer: Completion, now: float) -> None:
+    def completed(self, lease_id: str, payload: bytes, answer: Completion) -> None:
         """A worker gave the outcome."""
-        group = self._outcome(lease_id, answer, now)
+        group = self._outcome(lease_id, answer)
         if group is not None:
             if group.stage is Stage.TO_SAMPLE:
-                group.sampled_at = self._next_unacked + len(self._acked_above)
+                group.sampled_at = len(self.acked_ordinals)
             group.stage, group.payload, group.failed = _NEXT[group.stage], payload, 0
-            self._drop(group)
+            self._drop(group, lease_id)
 
-    def failed(self, lease_id: str, kind: FailureKind, answer: Completion, now: float) -> None:
+    def failed(self, lease_id: str, kind: FailureKind, answer: Completion) -> None:
         """A worker gave it back as failed."""
-        group = self._outcome(lease_id, answer, now)
+        group = self._outcome(lease_id, answer)
         if group is not None:
-            self._fail(group, kind)
+            self._fail(group, lease_id, kind)
 
-    def released(self, lease_ids: Sequence[str], now: float) -> None:
+    def released(self, lease_ids: Sequence[str]) -> None:
         """Workers gave these back untried."""
         for lease_id in lease_ids:
-            group = self._live(lease_id, now)
+            group = self._live(lease_id)
             if group is not None:
-                self._drop(group)
+                self._drop(group, lease_id)
 
-    def released_worker(self, worker: str, count: int, now: float) -> None:
+    def released_worker(self, worker: str, count: int) -> None:
         """A dead worker's groups were taken from it."""
-        held = self._settle_all(worker, now)
+        held = sorted(self._by_worker.get(worker, ()))
         if len(held) != count:
             raise Violation(f"{count} groups were taken from {worker}; it held {len(held)}")
-        for group in held:
-            self._take_back(group)
+        for lease_id in held:
+            self._take_back(self._groups[self._by_lease[lease_id]], lease_id)
 
-    def acked(self, ordinals: Sequence[int], now: float) -> None:
-        """An ack was accepted."""
+    def acked(self, ordinals: Sequence[int], history: History) -> None:
+        """An ack of the learner of this history was accepted."""
         for ordinal in ordinals:
-            if self.is_acked(ordinal):
+            if ordinal not in history.done:
+                raise Violation(f"ordinal {ordinal} is acked; its learner has not trained it")
+            if ordinal in self.acked_ordinals:
                 continue
-            group = self._groups.pop(ordinal, None) or self._parked.pop(ordinal, None)
-            if group is not None:
-                self._settle(group, now)
+            group = self._groups.get(ordinal)
             if group is None or group.stage is not Stage.TO_TRAIN:
                 raise Violation(f"ordinal {ordinal} was acked before it was scored")
-            self._drop(group)
-            self._acked_above.add(ordinal)
-        while self._next_unacked in self._acked_above:
-            self._acked_above.remove(self._next_unacked)
-            self._next_unacked += 1
+            if group.lease is not None:
+                self._drop(group, group.lease.id)
+            del self._groups[ordinal]
+            self._touched.add(ordinal)
+            self.acked_ordinals.add(ordinal)
+
+    # -- after every event ----------------------------------------------------------------------
+
+    def check(self, state: QueueState) -> None:
+        """Both invariants: the places that this event has changed, and the sums of all.
+
+        Raises:
+          Violation: an ordinal is in two places, in none or in another than it must be, or more
+            groups are out than the window holds.
+        """
+        if len(state._items) > len(self._groups):
+            self._unpark(state)
+        items, leased, ready = len(state._items), len(state._leases), 0
+        for part in state._ready.values():
+            ready += len(part.since)
+        sums = (items, leased, ready)
+        must = (len(self._groups), len(self._by_lease), len(self._groups) - len(self._by_lease))
+        if sums != must:
+            raise Violation(f"(out, leased, ready) are {sums}; they must be {must}")
+        if items > self._config.window:
+            raise Violation(f"{items} groups are out; the window is {self._config.window}")
+        for ordinal in self._touched:
+            self._check_place(state, ordinal)
+        self._touched.clear()
+
+    def _unpark(self, state: QueueState) -> None:
+        """A block was handed out, and with it what has survived of it."""
+        for ordinal in [ordinal for ordinal in self._parked if ordinal in state._items]:
+            self._groups[ordinal] = self._parked.pop(ordinal)
+            self._touched.add(ordinal)
+
+    def _check_place(self, state: QueueState, ordinal: int) -> None:
+        group, item = self._groups.get(ordinal), state._items.get(ordinal)
+        ready = []
+        for stage, part in state._ready.items():
+            if ordinal in part.since:
+                ready.append(stage)
+        if group is None:
+            if item is not None or ready or not state.is_acked(ordinal):
+                raise Violation(f"ordinal {ordinal} is {item}, ready in {ready}; it must be acked")
+            return
+        lease = None if item is None or item.lease_id is None else state._leases.get(item.lease_id)
+        leased = group.lease is not None
+        right = (
+            item is not None
+            and (item.stage, item.tombstone) == (group.stage, group.tombstone)
+            and ready == ([] if leased else [group.stage])
+            and not state.is_acked(ordinal)
+            and (lease is not None) == leased
+            and (lease is None or (lease.ordinal, lease.deadline) == (ordinal, group.deadline))
+        )
+        if not right:
+            raise Violation(
+                f"ordinal {ordinal} is {item}, held by {lease}, ready in {ready}; it must be "
+                f"{group}"
+            )
+
+    def check_all(self, state: QueueState) -> None:
+        """The places of all, touched or not."""
+        self._touched = set(self._groups) | set(state._items)
+        self.check(state)
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _live(self, lease_id: str, now: float) -> _Group | None:
-        """The group of a lease that is held now."""
+    def _live(self, lease_id: str) -> _Group | None:
+        """The group of a lease that is held."""
         ordinal = self._by_lease.get(lease_id)
-        if ordinal is None:
-            return None
-        group = self._groups[ordinal]
-        self._settle(group, now)
-        return group if group.lease is not None else None
+        return None if ordinal is None else self._groups[ordinal]
 
-    def _settle(self, group: _Group, now: float) -> None:
-        if group.lease is not None and group.deadline <= now:
-            self._take_back(group)
-
-    def _settle_all(self, worker: str, now: float) -> list[_Group]:
-        """What the worker still holds."""
-        held = [g for g in self._groups.values() if g.lease and g.lease.worker == worker]
-        for group in held:
-            self._settle(group, now)
-        return [group for group in held if group.lease is not None]
-
-    def _take_back(self, group: _Group) -> None:
+    def _take_back(self, group: _Group, lease_id: str) -> None:
         """From a worker that died or fell silent: what it was handed last has failed."""
         assert group.lease is not None
         learning = group.stage is Stage.TO_TRAIN
-        if not learning and group.lease.id in self._newest[group.lease.worker]:
-            self._fail(group, FailureKind.INFRASTRUCTURE)
+        if not learning and lease_id in self._newest[group.lease.worker]:
+            self._fail(group, lease_id, FailureKind.INFRASTRUCTURE)
         else:
-            self._drop(group)
+            self._drop(group, lease_id)
 
-    def _outcome(self, lease_id: str, answer: Completion, now: float) -> _Group | None:
-        group = self._live(lease_id, now)
+    def _outcome(self, lease_id: str, answer: Completion) -> _Group | None:
+        group = self._live(lease_id)
         must = Completion.TOO_LATE if group is None else Completion.DONE
         if answer is not must:
             raise Violation(f"the outcome of lease {lease_id} was answered {answer}, not {must}")
         return group
 
-    def _fail(self, group: _Group, kind: FailureKind) -> None:
-        assert group.lease is not None
-        ordinal = group.lease.ordinal
-        self._drop(group)
+    def _fail(self, group: _Group, lease_id: str, kind: FailureKind) -> None:
+        ordinal = self._by_lease[lease_id]
+        self._drop(group, lease_id)
         group.failed += 1
         give_up = kind is FailureKind.DATA or group.failed >= self._config.max_deliveries
         if give_up and not group.tombstone:
             self.quarantined += 1
             group.stage, group.payload, group.tombstone = Stage.TO_TRAIN, None, True
             group.failed = 0
-            self._given_up.add(ordinal)
+            self._given_up.append(ordinal)
 
-    def _drop(self, group: _Group) -> None:
-        if group.lease is not None:
-            del self._by_lease[group.lease.id]
-            group.lease = None
-
-
-def check_sums(state: QueueState) -> None:
-    """Both invariants by their sums alone: cheap enough for after every event."""
-    items = len(state._items)
-    places = len(state._leases) + sum(len(ready.since) for ready in state._ready.values())
-    if places != items:
-        raise Violation(f"{items} groups are out; {places} are ready or leased")
-    if items > state.config.window:
-        raise Violation(f"{items} groups are out; the window is {state.config.window}")
-
-
-def check_places(state: QueueState) -> None:
-    """Every group that is out is in exactly one place, and none of them is acked."""
-    places = [ordinal for ready in state._ready.values() for ordinal in ready.since]
-    places += [lease.ordinal for lease in state._leases.values()]
-    if len(set(places)) != len(places) or set(places) != set(state._items):
-        odd = sorted(set(state._items) ^ set(places))[:5]
-        raise Violation(f"ordinals in two places or in none, such as {odd}")
-    again = [ordinal for ordinal in places if state.is_acked(ordinal)]
-    if again:
-        raise Violation(f"acked and out at once: {sorted(again)[:5]}")
+    def _drop(self, group: _Group, lease_id: str) -> None:
+        assert group.lease is not None
+        worker = group.lease.worker
+        self._touched.add(self._by_lease.pop(lease_id))
+        held = self._by_worker[worker]
+        held.remove(lease_id)
+        if not held:
+            del self._by_worker[worker]
+        group.lease = None

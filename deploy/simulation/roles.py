@@ -1,16 +1,17 @@
-"""Sampler, reward worker and learner, as `actors.sampler`, `rewards.worker` and `learner.tune`
-behave towards queue and weight store; the work itself is a wait.
+"""Sampler and reward worker, as `actors.sampler` and `rewards.worker` behave towards queue and
+weight store; the work itself is a wait.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from deploy.simulation.servers import SimulatedQueue, SimulatedWeights
-from deploy.simulation.world import FOREVER, Call, Coroutine, Died, Process, Violation, World
+from deploy.simulation.replay_server import SimulatedQueue
+from deploy.simulation.servers import SimulatedWeights
+from deploy.simulation.world import FOREVER, Call, Coroutine, Died, Process, World
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import Frontier, Lease, QueueUnavailable, Stage
+from replay.queue import Lease, QueueUnavailable, Stage
 from rewards.worker import FLUSH_SECONDS
 
 WAIT = 1.0
@@ -39,25 +40,15 @@ class Work:
     flaky: float = 0.005
     late: float = 0.002
 
-
-@dataclass
-class Step:
-    """What a step trained: (ordinal, policy version; None for a quarantined group's row)."""
-
-    groups: list[tuple[int, int | None]]
-    dropped: list[int]
+    def seconds(self, world: World, mean: float) -> float:
+        """How long something takes this time."""
+        seconds = world.random.uniform(0.5, 1.5) * mean
+        late = world.random.random() < self.late
+        return seconds * world.random.uniform(1, 100) if late else seconds
 
 
-@dataclass
-class Checkpoint:
-    """What outlives the learner."""
-
-    step: int = 0
-    frontier: Frontier = field(default_factory=Frontier)
-
-
-class Roles:
-    """The coroutines of one run's processes, and the history of what its learner has trained."""
+class Workers:
+    """The coroutines of a run's stateless processes."""
 
     def __init__(
         self,
@@ -65,17 +56,11 @@ class Roles:
         queue: SimulatedQueue,
         weights: SimulatedWeights,
         work: Work,
-        steps: int,
         groups_per_lease: int,
-        checkpoint_every: int,
     ):
         self.world, self.queue, self.weights, self.work = world, queue, weights, work
         self.config: QueueConfig = queue.config
-        self.steps, self.checkpoint_every = steps, checkpoint_every
         self.groups_per_lease = groups_per_lease
-        self.disk = Checkpoint()
-        self.history: list[Step] = []
-        self.finished = False
 
     def sampler(self, process: Process) -> list[Coroutine]:
         """Samples blocks."""
@@ -87,10 +72,6 @@ class Roles:
         keeper = _Keeper(process, self.queue, self.config.score_ttl, DEADLINES[Stage.TO_SCORE])
         return [self._score(process, keeper), keeper.renew_forever()]
 
-    def learner(self, process: Process) -> list[Coroutine]:
-        """Trains the run, from the last checkpoint to the last step."""
-        return [self._learn(process)]
-
     def policy_version(self, ordinal: int) -> int | None:
         """As `replay.tickets.TicketSource.policy_version`."""
         if self.config.mode == "async":
@@ -99,13 +80,8 @@ class Roles:
 
     # -- workers --------------------------------------------------------------------------------
 
-    def _seconds(self, mean: float) -> float:
-        random = self.world.random
-        seconds = random.uniform(0.5, 1.5) * mean
-        return seconds * random.uniform(1, 100) if random.random() < self.work.late else seconds
-
     def _lease(self, stage: Stage, n: int, worker: str, wait: float) -> Call:
-        return Call(self.queue, "lease", (stage, n, worker, wait), wait)
+        return Call(self.queue, "lease", (stage, n, worker, wait, None), wait)
 
     def _sample(self, process: Process, keeper: "_Keeper") -> Coroutine:
         while True:
@@ -117,7 +93,7 @@ class Roles:
             version = yield Call(
                 self.weights, "get", (self.policy_version(leases[0].ordinal),), 0.0
             )
-            yield self._seconds(self.work.sampling)
+            yield self.work.seconds(self.world, self.work.sampling)
             broken = [lease for lease in leases if self._is(lease.ordinal, "broken_examples")]
             if broken:
                 items = [(lease.id, "its example is broken", FailureKind.DATA) for lease in broken]
@@ -146,7 +122,7 @@ class Roles:
             flushed = self.world.now
             for lease in leases:
                 keeper.work_on([lease])
-                yield self._seconds(self.work.scoring)
+                yield self.work.seconds(self.world, self.work.scoring)
                 reason, kind = yield from self._judge(lease)
                 keeper.work_on([])
                 if kind is None:
@@ -180,58 +156,6 @@ class Roles:
         scattered = (ordinal + len(what)) * 2654435761 % 2**32
         return scattered < share * 2**32
 
-    # -- the learner ----------------------------------------------------------------------------
-
-    def _learn(self, process: Process) -> Coroutine:
-        step, frontier = self.disk.step, self.disk.frontier
-        del self.history[step:]
-        kept = self.config.lag if self.config.mode == "ordered" else 0
-        self.world.trace("learner starts at", step)
-        for version in range(max(0, step - kept), step + 1):
-            yield Call(self.weights, "publish", (version,))
-        yield Call(self.queue, "restart", (frontier,))
-        while step < self.steps:
-            trained = yield from self._collect(step, process.name)
-            yield self._seconds(self.work.training)
-            self.history.append(trained)
-            step += 1
-            yield Call(self.weights, "publish", (step,))
-            yield Call(self.queue, "ack", ([ordinal for ordinal, _ in trained.groups],))
-            if step == self.steps or step % self.checkpoint_every == 0:
-                frontier = yield Call(self.queue, "frontier", ())
-                yield self._seconds(self.work.checkpointing)
-                self.disk = Checkpoint(step, frontier)
-                self.world.trace("checkpoint", step)
-        self.finished = True
-
-    def _collect(self, step: int, worker: str) -> Generator[Any, Any, Step]:
-        wanted = self.config.groups_per_step
-        groups: list[tuple[int, int | None]] = []
-        dropped: list[int] = []
-        held: dict[int, str] = {}
-        while len(groups) < wanted:
-            yield Call(self.queue, "renew", (list(held.values()),))
-            leases = yield self._lease(Stage.TO_TRAIN, wanted - len(groups), worker, 0.5)
-            stale = []
-            for lease in leases:
-                if lease.ordinal in held:
-                    continue
-                version = _version_of(lease)
-                if self._is_stale(step, version):
-                    stale.append(lease.ordinal)
-                else:
-                    held[lease.ordinal] = lease.id
-                    groups.append((lease.ordinal, version))
-            if stale:
-                dropped += stale
-                yield Call(self.queue, "ack", ([], stale))
-        return Step(sorted(groups), dropped)
-
-    def _is_stale(self, step: int, version: int | None) -> bool:
-        if self.config.mode == "ordered" or version is None:
-            return False
-        return not 0 <= step - version <= self.config.lag
-
 
 class _Keeper:
     """As `replay.lease_keeper.LeaseKeeper`, on the worker's own clock."""
@@ -252,14 +176,13 @@ class _Keeper:
 
     def work_on(self, leases: Sequence[Lease]) -> None:
         self._working_on = list(leases)
-        self._since = self._process.world.now
+        self._since = self._process.clock()
 
     def renew_forever(self) -> Coroutine:
         process, queue = self._process, self._queue
         while True:
-            yield self._every * process.clock_rate
-            worked = process.world.now - self._since
-            if self._working_on and worked > self._deadline * process.clock_rate:
+            yield self._every / process.clock_rate
+            if self._working_on and process.clock() - self._since > self._deadline:
                 stuck = [lease.id for lease in self._working_on]
                 items = [
                     (id_, "exceeded its deadline", FailureKind.INFRASTRUCTURE) for id_ in stuck
@@ -276,13 +199,3 @@ class _Keeper:
                 for lease_id in asked:
                     if lease_id not in held:
                         self._held.pop(lease_id, None)
-
-
-def _version_of(lease: Lease) -> int | None:
-    """The policy version in a scored group; None for a quarantined one."""
-    if lease.payload is None:
-        return None
-    ordinal, version, scored = lease.payload.split()
-    if int(ordinal) != lease.ordinal or scored != b"scored":
-        raise Violation(f"ordinal {lease.ordinal} came to the learner as {lease.payload!r}")
-    return int(version)

@@ -6,6 +6,7 @@ from one seeded generator: the same seed gives the same events, to the last one.
 A process is a set of generators. They yield seconds to sleep, or a `Call` whose answer they get.
 """
 
+import enum
 import heapq
 import random
 import zlib
@@ -30,6 +31,10 @@ class RemoteError(Exception):
     """The server answered with an error."""
 
 
+class Fenced(RemoteError):
+    """The server's answer to a learner whose place was taken."""
+
+
 class Violation(AssertionError):
     """An invariant does not hold."""
 
@@ -44,6 +49,7 @@ class Network:
         timeouts, so that they overtake each other and arrive when nobody waits any more.
       lost, doubled: shares.
       timeout: seconds after which a client gives an answer up.
+      patience: seconds for which a client of an edge asks again.
     """
 
     latency: float = 0.005
@@ -52,16 +58,49 @@ class Network:
     lost: float = 0.001
     doubled: float = 0.002
     timeout: float = 20.0
+    patience: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What arrives at a server.
+
+    Attributes:
+      method, arguments: what is asked.
+      sent_at: on the caller's clock, which no server may trust.
+      number: caller and number of the call, where its transport repeats calls.
+    """
+
+    method: str
+    arguments: tuple[Any, ...]
+    sent_at: float
+    number: tuple[str, int] | None
 
 
 class Endpoint(Protocol):
-    """Something that answers calls."""
+    """Something that answers calls.
 
-    def receive(
-        self, method: str, arguments: tuple[Any, ...], reply: Callable[[Any], None]
-    ) -> None:
+    Attributes:
+      connection: messages of an earlier one do not arrive any more, where calls are numbered.
+    """
+
+    connection: int
+
+    def receive(self, request: Request, reply: Callable[[Any], None]) -> None:
         """Takes a request; `reply` may be called at once, later, or never."""
         ...
+
+
+class Transport(enum.Enum):
+    """How a process's calls travel.
+
+    ONCE: at most once, as an actor's on Ray. REPEATED: as through an edge: numbered, and sent
+    again until answered. LOOSE: what is slow or lost is given up; any call may arrive twice.
+    """
+
+    ONCE = "once"
+    REPEATED = "repeated"
+    LOOSE = "loose"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +127,12 @@ class World:
         self.hash = 0
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
+        self._serials = 0
+
+    def next_serial(self) -> int:
+        """Tells processes of one name apart."""
+        self._serials += 1
+        return self._serials
 
     def at(self, time: float, action: Callable[..., None], *arguments: Any) -> None:
         """`action(*arguments)` happens then; of what is due together, what was asked first."""
@@ -114,36 +159,53 @@ class World:
         """True with this probability."""
         return self.random.random() < probability
 
-    def send(self, once: bool, action: Callable[..., None], *arguments: Any) -> None:
-        """A message is under way: it arrives once, twice or never; `once`: not twice."""
+    def send(
+        self, once: bool, action: Callable[..., None], *arguments: Any, cut_until: float = 0.0
+    ) -> None:
+        """A message is under way: it arrives once, twice or never.
+
+        Args:
+          once: not twice.
+          action: what happens when it arrives, with the arguments.
+          arguments: of the action.
+          cut_until: until then one side is cut off: it is lost, or arrives after that.
+        """
         network, draw = self.network, self.random.random()
         worse = 20.0 if self.now < self.storm_until else 1.0
-        if draw < worse * network.lost:
+        lost = worse * network.lost
+        if cut_until > self.now:
+            self.counts["messages at a cut"] += 1
+            lost = max(lost, 0.5)
+        if draw < lost:
             self.counts["messages lost"] += 1
             return
-        self._deliver(worse, action, arguments)
+        self._deliver(worse, action, arguments, cut_until)
         if not once and draw > 1.0 - worse * network.doubled:
             self.counts["messages doubled"] += 1
-            self._deliver(worse, action, arguments)
+            self._deliver(worse, action, arguments, cut_until)
 
     def _deliver(
-        self, worse: float, action: Callable[..., None], arguments: tuple[Any, ...]
+        self,
+        worse: float,
+        action: Callable[..., None],
+        arguments: tuple[Any, ...],
+        cut_until: float,
     ) -> None:
-        if self.chance(worse * self.network.slow):
+        if self.random.random() < worse * self.network.slow:
             delay = self.random.uniform(0.0, self.network.slowest)
             self.counts["messages slow"] += 1
         else:
             delay = self.random.expovariate(1.0 / (worse * self.network.latency))
-        self.after(delay, action, *arguments)
+        self.at(max(self.now, cut_until) + delay, action, *arguments)
 
 
 class _Task:
     """A coroutine of one life of a process, and the call it waits for."""
 
-    __slots__ = ("calls", "coroutine", "life", "process")
+    __slots__ = ("calls", "coroutine", "life", "name", "process")
 
-    def __init__(self, process: "Process", coroutine: Coroutine):
-        self.process, self.coroutine = process, coroutine
+    def __init__(self, process: "Process", coroutine: Coroutine, name: str):
+        self.process, self.coroutine, self.name = process, coroutine, name
         self.life = process.life
         self.calls = 0
 
@@ -152,11 +214,12 @@ class Process:
     """A process, over all its lives.
 
     Attributes:
-      name: what the queue knows it by.
+      name: what the queue knows it by. Two of one name may live at once, where one has taken the
+        place of another that does not know it.
       life: counts the starts; what belongs to an earlier life is not heard any more.
-      connected: its calls arrive at most once, and not after its death, as an actor's on Ray do.
-        Otherwise they may arrive twice, and long after.
+      transport: how its calls travel. They may arrive after its death, whatever it is.
       on_death: told the reason when it ends by itself or is killed.
+      cut_until: until then nothing that it says or is told arrives.
     """
 
     def __init__(
@@ -165,27 +228,29 @@ class Process:
         name: str,
         coroutines: Callable[["Process"], list[Coroutine]],
         on_death: Callable[["Process", str], None],
-        connected: bool = False,
+        transport: Transport = Transport.LOOSE,
     ):
-        self.world, self.name, self.connected = world, name, connected
+        self.world, self.name, self.transport = world, name, transport
+        self.serial = world.next_serial()
         self.life = 0
         self.alive = False
-        self.stopped_since = 0.0
-        self.resumes_at = 0.0
-        # Its own clock's seconds to one of the queue's: only its own timers see it.
-        self.clock_rate = 1.0
+        self.stopped_since = self.cut_since = 0.0
+        self.resumes_at = self.cut_until = 0.0
+        # Its own clock's seconds to one of the world's, and what it shows.
+        self.clock_rate, self._clock_shows, self._clock_since = 1.0, 0.0, 0.0
         self._coroutines = coroutines
         self._on_death = on_death
 
     def start(self) -> None:
-        """Begins a life."""
+        """Begins a life, perhaps on another machine."""
         if self.alive:
             return
         self.life += 1
-        self.alive, self.resumes_at = True, 0.0
-        self.clock_rate = self.world.random.uniform(0.7, 1.5)
-        for coroutine in self._coroutines(self):
-            self.world.after(0.0, self._step, _Task(self, coroutine), None)
+        self.alive, self.resumes_at, self.cut_until = True, 0.0, 0.0
+        self.set_clock(self.world.random.uniform(0.7, 1.5), self.world.random.uniform(-1e4, 1e4))
+        for index, coroutine in enumerate(self._coroutines(self)):
+            name = f"{self.name}.{self.serial}.{self.life}.{index}"
+            self.world.after(0.0, self._step, _Task(self, coroutine, name), None)
 
     def kill(self, reason: str) -> None:
         """SIGKILL: what it has sent is under way, the rest is gone."""
@@ -201,11 +266,28 @@ class Process:
             self.stopped_since = self.world.now
         self.resumes_at = max(self.resumes_at, self.world.now + seconds)
 
+    def cut_off(self, seconds: float) -> None:
+        """It works on, and nobody hears it for so many seconds."""
+        if self.cut_until <= self.world.now:
+            self.cut_since = self.world.now
+        self.cut_until = max(self.cut_until, self.world.now + seconds)
+
+    def set_clock(self, rate: float, shift: float = 0.0) -> None:
+        """From now on its clock runs at this rate, after a step of so many seconds."""
+        self._clock_shows, self._clock_since = self.clock() + shift, self.world.now
+        self.clock_rate = rate
+
+    def clock(self) -> float:
+        """What its clock shows."""
+        return self._clock_shows + self.clock_rate * (self.world.now - self._clock_since)
+
     @property
     def silent_seconds(self) -> float:
-        """How long it has been stopped."""
+        """How long it has been stopped or cut off."""
         now = self.world.now
-        return now - self.stopped_since if self.alive and self.resumes_at > now else 0.0
+        since = [self.stopped_since] if self.resumes_at > now else []
+        since += [self.cut_since] if self.cut_until > now else []
+        return now - min(since, default=now) if self.alive else 0.0
 
     def _step(self, task: _Task, value: Any) -> None:
         """Runs a coroutine to its next wait."""
@@ -231,20 +313,54 @@ class Process:
             world.after(wanted, self._step, task, None)
 
     def _call(self, task: _Task, call: Call) -> None:
-        world, connected = self.world, self.connected
         task.calls += 1
-        number = task.calls
+        _Pending(self, task, call).ask()
 
-        def answered(value: Any) -> None:
-            if number == task.calls:
-                task.calls += 1
-                self._step(task, value)
 
-        def arrive() -> None:
-            if connected and task.life != self.life:
-                return
-            call.to.receive(call.method, call.arguments, lambda v: world.send(True, answered, v))
+class _Pending:
+    """A call that a task waits for; an object, since closures would be cycles for the collector."""
 
-        world.send(connected, arrive)
-        error = QueueUnavailable(f"no answer to {call.method}")
-        world.after(world.network.timeout + call.wait, answered, error)
+    __slots__ = ("began", "call", "number", "process", "request", "task")
+
+    def __init__(self, process: Process, task: _Task, call: Call):
+        self.process, self.task, self.call = process, task, call
+        self.number, self.began = task.calls, process.world.now
+        repeats = process.transport is Transport.REPEATED
+        self.request = Request(
+            call.method,
+            call.arguments,
+            process.clock(),
+            (task.name, self.number) if repeats else None,
+        )
+
+    def ask(self) -> None:
+        """Sends it, perhaps again."""
+        process, world, to = self.process, self.process.world, self.call.to
+        once = process.transport is Transport.ONCE
+        world.send(once, self._arrive, to.connection, cut_until=process.cut_until)
+        world.after(world.network.timeout + self.call.wait, self._give_up)
+
+    def _arrive(self, connection: int) -> None:
+        # A numbered call travels in a connection, which ends with the server.
+        if self.request.number is None or connection == self.call.to.connection:
+            self.call.to.receive(self.request, self._reply)
+
+    def _reply(self, value: Any) -> None:
+        process = self.process
+        process.world.send(True, self._answered, value, cut_until=process.cut_until)
+
+    def _answered(self, value: Any) -> None:
+        if self._waits():
+            self.task.calls += 1
+            self.process._step(self.task, value)
+
+    def _give_up(self) -> None:
+        world = self.process.world
+        patient = world.now - self.began < world.network.patience
+        if self._waits() and self.request.number is not None and patient:
+            self.ask()
+        else:
+            self._answered(QueueUnavailable(f"no answer to {self.call.method}"))
+
+    def _waits(self) -> bool:
+        return self.number == self.task.calls and self.task.life == self.process.life

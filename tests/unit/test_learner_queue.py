@@ -135,6 +135,34 @@ def test_a_run_that_ends_costs_a_learner_elsewhere_no_step_that_it_trained(parts
     assert [version for version, _ in policies] == [1, 2]
 
 
+def test_a_checkpoint_holds_its_own_learners_frontier_whoever_has_taken_over(parts, tmp_path):
+    with memory() as open_queue:
+        queue, stop = open_queue(settings()), StopRequest()
+
+        class TakenOver:
+            """Gives up every group; after the first step another learner begins anew."""
+
+            def __getattr__(self, method):
+                return getattr(queue, method)
+
+            def lease(self, stage, n, ttl, worker, wait=0.0, epoch=None):
+                for lease in queue.lease("to_sample", 2, None, "s"):
+                    queue.fail([(lease.id, "no", FailureKind.DATA)])
+                return queue.lease(stage, n, ttl, worker, wait, epoch)
+
+            def ack(self, ordinals, dropped=(), epoch=None):
+                queue.ack(ordinals, dropped, epoch)
+                queue.restart(Frontier(), queue.fence())
+                stop.request()
+
+        learner = make(parts, TakenOver(), tmp_path)
+        learner.run(stop)
+        assert queue.frontier() == Frontier()
+    with Checkpoints(tmp_path / CHECKPOINTS_DIRECTORY, keep=2) as checkpoints:
+        state, _, frontier = learner._resume(checkpoints)
+    assert (int(state.step), frontier) == (1, Frontier(4))
+
+
 def test_the_first_and_the_last_policy_are_published_exactly(parts, tmp_path):
     config, task, model, initial = parts
     rounded = config.model_copy(
