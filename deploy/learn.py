@@ -9,9 +9,9 @@ from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.joining import check_task, joined_config
 from deploy.processes import build_learner, load_initial
+from deploy.queues import traced_queue
 from deploy.run_directory import open_run_directory
 from deploy.runs import prepare_data
-from deploy.tracing import TracedQueue, Tracer
 from learner.packed_weights import VersionNotHeld
 from learner.remote_weights import RemoteWeights
 from learner.stop import StopRequest, TrainingInterrupted
@@ -67,8 +67,7 @@ def learn(
                 check_goes_on(directory, queue, store)
             initial = _initial(run, task, store, directory)
             named = run.model_copy(update={"name": name})
-            tracer = None if run.tracing.endpoint is None else Tracer(named, directory, "learner")
-            traced = queue if tracer is None else TracedQueue(queue, tracer)
+            traced, send_spans = traced_queue(named, directory, "learner", queue)
             learner = build_learner(named, task, traced, store, directory, initial)
             try:
                 result: dict[str, Any] = learner.run(stop)
@@ -78,8 +77,7 @@ def learn(
                     f"the run was ended at step {step}, and a checkpoint of it is left: {error}"
                 ) from error
             finally:
-                if tracer is not None:
-                    tracer.flush()
+                send_spans()
         if result["state"] == "finished":
             queue.close()
     if result["state"] != "finished":

@@ -19,8 +19,7 @@ from actors.engine import Engine
 from deploy.config import RunConfig
 from deploy.logs import configure_logging, flush_logs
 from deploy.policies import Policies, to_device
-from deploy.queues import join_queue
-from deploy.tracing import TracedQueue, Tracer
+from deploy.queues import join_queue, traced_queue
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import PullingWorker
 from replay.queue import ReplayQueue
@@ -62,15 +61,13 @@ class _Process:
         self.worker = worker
         configure_logging(self.config, worker)
         self.task = build_task(self.config.task)
-        self.queue = join_queue(
+        queue = join_queue(
             self.config,
             lambda: ticket_source(self.config, self.task),
             actor_name(self.config, QUEUE),
         )
-        self._tracer: Tracer | None = None
-        if self.config.tracing.endpoint is not None:
-            self._tracer = Tracer(self.config, self.config.directory, worker)
-            self.queue = TracedQueue(self.queue, self._tracer)
+        directory = self.config.directory
+        self.queue, self._send_spans = traced_queue(self.config, directory, worker, queue)
 
     def run(self) -> dict[str, Any]:
         """The role's life; returns its final status."""
@@ -79,8 +76,7 @@ class _Process:
             return self._run()
         finally:  # what comes after this is a signal that leaves no time
             logger.info("%s has ended", self.worker)
-            if self._tracer is not None:
-                self._tracer.flush()
+            self._send_spans()
             flush_logs()
 
     def _run(self) -> dict[str, Any]:

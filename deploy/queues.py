@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -110,6 +111,25 @@ def join_queue(config: RunConfig, tickets: Callable[[], TicketSource], actor: st
         config.name,
         lambda ordinal: source.ticket(ordinal).to_bytes(),
     )
+
+
+def traced_queue(
+    config: RunConfig, directory: Path, worker: str, queue: ReplayQueue
+) -> tuple[ReplayQueue, Callable[[], None]]:
+    """The queue, its groups traced where the config says so, and what sends the last spans.
+
+    Args:
+      config: of the run.
+      directory: of the run, as this process has it.
+      worker: this process.
+      queue: its client.
+    """
+    if config.tracing.endpoint is None:
+        return queue, lambda: None
+    from deploy.tracing import TracedQueue, Tracer
+
+    tracer = Tracer(config, directory, worker)
+    return TracedQueue(queue, tracer), tracer.flush
 
 
 def redis_connection(pacing: PacingConfig) -> "RedisConnection":
