@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ray.util.metrics import Counter, Gauge
 
 from deploy.config import RunConfig
-from deploy.monitoring.catalogue import BY_NAME, METRICS, PREFIX, ROLES, Metric
+from deploy.monitoring.catalogue import BY_NAME, METRICS, ROLES, Metric
 
 Reading = tuple[str, float, dict[str, str]]
 """Name of a gauge, its value, its labels."""
@@ -127,20 +127,20 @@ class RunMetrics:
             name, role, restarts = worker["name"], worker["role"], worker["restarts"]
             yield "worker_restarts_total", name, restarts, {"role": role}
             name = f"{name}.{restarts}"  # all else begins anew with a process
+            if worker is status["workers"][0]:
+                yield from self._step_totals(name, worker)
             if role == "learner":
-                yield from self._learner_totals(name, worker)
+                yield from _learner_totals(name, worker)
             elif role in BY_NAME["worker_groups_total"].labels["role"]:
                 yield from _worker_totals(name, role, worker)
 
-    def _learner_totals(self, name: str, learner: Mapping[str, Any]) -> Iterator[Total]:
+    def _step_totals(self, name: str, learner: Mapping[str, Any]) -> Iterator[Total]:
+        """Of the first learner: where there are several hosts, they train a step together."""
         # A resumed process begins at its checkpoint's step.
         steps = learner.get("step", 0) - learner.get("resumed", 0)
         yield "steps_total", name, steps, {}
         groups = steps * self._config.learner.groups_per_step
         yield "groups_total", name, groups, {"outcome": "trained"}
-        yield "groups_total", name, learner.get("dropped", 0), {"outcome": "dropped"}
-        for part, seconds in learner.get("seconds", {}).items():
-            yield "learner_seconds_total", name, seconds, {"part": part}
 
 
 def usual_labels(metric: Metric) -> Iterator[dict[str, str]]:
@@ -190,6 +190,12 @@ def _worker_gauges(status: Mapping[str, Any]) -> Iterator[Reading]:
         yield "sampler_lag_versions", max(0, status["step"] - min(versions)), {}
 
 
+def _learner_totals(name: str, learner: Mapping[str, Any]) -> Iterator[Total]:
+    yield "groups_total", name, learner.get("dropped", 0), {"outcome": "dropped"}
+    for part, seconds in learner.get("seconds", {}).items():
+        yield "learner_seconds_total", name, seconds, {"part": part}
+
+
 def _worker_totals(name: str, role: str, worker: Mapping[str, Any]) -> Iterator[Total]:
     if "groups" not in worker:  # it has not answered yet
         return
@@ -205,6 +211,3 @@ def _worker_totals(name: str, role: str, worker: Mapping[str, Any]) -> Iterator[
         yield "reward_seconds_total", name, seconds, {"part": part}
     for kind in ("group", "sample"):
         yield "reward_failures_total", name, worker[f"failed_{kind}s"], {"kind": kind}
-
-
-__all__ = ["PREFIX", "RayRecorder", "Recorder", "RunMetrics", "usual_labels"]
