@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,29 +62,46 @@ def connect(config: ClusterConfig, job_name: str) -> bool:
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     environment = {"env_vars": {"PYTHONPATH": _python_path()}}
     if address is None:
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            namespace=job_name,
-            runtime_env=environment,
-            # Ray says at WARNING that it made a token for this cluster of one job.
-            logging_level=logging.ERROR,
-        )
+        with _own_sigterm():
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                namespace=job_name,
+                runtime_env=environment,
+                # Ray says at WARNING that it made a token for this cluster of one job.
+                logging_level=logging.ERROR,
+            )
         return True
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            namespace=job_name,
-            runtime_env=environment,
-            logging_level=logging.WARNING,
-        )
+        with _own_sigterm():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                namespace=job_name,
+                runtime_env=environment,
+                logging_level=logging.WARNING,
+            )
     except (ConnectionError, RuntimeError) as error:
         raise PlacementError(
             f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, or leave "
             "cluster.address out to start one on this machine"
         ) from error
     return False
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps the program's handler of SIGTERM, such as that of `StopRequest`.
+
+    `ray.init` puts one in its place that exits at once: the run would count as failed, and leave no
+    checkpoint.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _python_path() -> str:

@@ -8,6 +8,7 @@ flood: see `RepeatLimiter`.
 import copy
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -68,12 +69,17 @@ def _formatter(config: RunConfig, process: str) -> logging.Formatter:
     return logging.Formatter(FORMAT)
 
 
+def role_of(worker: str) -> str:
+    """`reward` of `reward`, `reward-3` and `reward@host`, which is outside of Ray."""
+    return re.split("[-@]", worker, maxsplit=1)[0]
+
+
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON, of one run and process."""
 
     def __init__(self, run: str, worker: str) -> None:
         super().__init__()
-        self._who = {"run": run, "role": worker.partition("-")[0], "worker": worker}
+        self._who = {"run": run, "role": role_of(worker), "worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""

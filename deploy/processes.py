@@ -56,6 +56,13 @@ class _Process:
 
     _role: Any
 
+    def __repr__(self) -> str:
+        """What it does, in Ray's dashboard and before its lines in Ray's logs."""
+        return f"{self.worker}: {self._does()}"
+
+    def _does(self) -> str:
+        raise NotImplementedError
+
     def __init__(self, config_json: str, worker: str):
         self.config = RunConfig.model_validate_json(config_json)
         self.worker = worker
@@ -119,6 +126,11 @@ class _Process:
 class SamplerProcess(_Process):
     """A sampler."""
 
+    def _does(self) -> str:
+        samples = self.config.learner.samples_per_group
+        block = self.config.actors.groups_per_block
+        return f"{block} × {samples} samples at once by {self.config.actors.chosen_engine}"
+
     def __init__(self, config_json: str, worker: str):
         super().__init__(config_json, worker)
         actors = self.config.actors
@@ -131,6 +143,10 @@ class SamplerProcess(_Process):
 class RewardProcess(_Process):
     """A reward worker."""
 
+    def _does(self) -> str:
+        assert self.config.rewards is not None
+        return " + ".join(term.path.partition(":")[2] for term in self.config.rewards.terms)
+
     def __init__(self, config_json: str, worker: str):
         super().__init__(config_json, worker)
         rewards = self.config.rewards
@@ -141,6 +157,10 @@ class RewardProcess(_Process):
 
 class LearnerProcess(_Process):
     """The learner."""
+
+    def _does(self) -> str:
+        learner = self.config.learner
+        return f"{learner.groups_per_step} × {learner.samples_per_group} samples a step"
 
     def __init__(self, config_json: str, worker: str):
         super().__init__(config_json, worker)
@@ -166,6 +186,10 @@ class LearnerProcess(_Process):
 
 class EvaluatorProcess(_Process):
     """Scores published policies on the held-out split."""
+
+    def _does(self) -> str:
+        evaluation = self.config.evaluation
+        return f"every {evaluation.every} steps on {evaluation.split}"
 
     def __init__(self, config_json: str, worker: str):
         super().__init__(config_json, worker)

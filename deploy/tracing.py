@@ -27,6 +27,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from deploy.config import RunConfig
+from deploy.logs import role_of
 from deploy.otlp import FileSpanExporter, HttpSpanExporter
 from protos.trajectory import FailureKind
 from replay.queue import Completion, Frontier, Lease, Quarantined, ReplayQueue, Stage, Stats
@@ -80,7 +81,7 @@ class Tracer:
                 "service.name": "rewardtune",
                 "service.instance.id": worker,
                 "rewardtune.run": config.name,
-                "rewardtune.role": worker.partition("-")[0],
+                "rewardtune.role": role_of(worker),
                 "host.name": socket.gethostname(),
                 "process.pid": os.getpid(),
             }

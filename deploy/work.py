@@ -20,13 +20,14 @@ from deploy import processes
 from deploy.config import RunConfig, thread_environment
 from deploy.config_file import ConfigError
 from deploy.joining import check_task, joined_config
+from deploy.queues import traced_queue
 from deploy.runs import prepare_data
 from learner.remote_weights import RemoteWeights
 from learner.stop import StopRequest
 from protos.edge_client import Peer
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import PullingWorker
-from replay.queue import QueueUnavailable
+from replay.queue import QueueUnavailable, ReplayQueue
 from replay.remote_queue import RemoteReplayQueue
 from vision.tasks.registry import build_task
 from vision.tasks.task import Task
@@ -75,10 +76,12 @@ def work(
         task = build_task(run.task)
         check_task(task, served, replay.address)
         worker = f"{role}@{name or f'{socket.gethostname()}-{secrets.token_hex(3)}'}"
+        traced, send_spans = traced_queue(run, run.directory, worker, queue)
+        connections.callback(send_spans)
         keeper = LeaseKeeper(
-            queue, pool.lease_seconds, pool.deadline_seconds, processes.StuckWorkerExit(worker)
+            traced, pool.lease_seconds, pool.deadline_seconds, processes.StuckWorkerExit(worker)
         )
-        built = _build(role, run, task, queue, weights, keeper, worker)
+        built = _build(role, run, task, traced, weights, keeper, worker)
         logger.info("%s works for the run %s at %s", worker, run.name, replay.address)
         try:
             done = _run(built, stop, grace)
@@ -101,7 +104,7 @@ def _build(
     role: Role,
     run: RunConfig,
     task: Task,
-    queue: RemoteReplayQueue,
+    queue: ReplayQueue,
     weights: Peer | None,
     keeper: LeaseKeeper,
     worker: str,
