@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 
 from deploy.monitoring.catalogue import METRICS, Metric
+from deploy.monitoring.generate import RULES
 
 METRICS_PAGE = Path(__file__).resolve().parent / "metrics.md"
-RULES = Path(__file__).resolve().parents[1] / "deploy" / "monitoring" / "rules.yaml"
 
 PREAMBLE = """\
 # Metrics

@@ -3,12 +3,12 @@
 They lie in tests/golden/kubernetes_schemas.json.gz, descriptions left out. Run as a program, this
 file makes them anew from what publishes them (the Python packages are on PyPI):
 
-    python -m tests.kubernetes_schemas CRDS SCHEMAS PODMONITOR
+    python -m tests.kubernetes_schemas CRDS SCHEMAS OPERATOR
 
   CRDS: folder of KubeRay's CustomResourceDefinitions (../shared/data/kuberay_crds).
   SCHEMAS: kubernetes-json-schema/v1.37.0-local-strict of the package kubernetes-validate 1.37.0.
-  PODMONITOR: JSON of `PodMonitor.model_json_schema(by_alias=True)` of the package
-    cloudcoil-models-prometheus-operator 0.80.1.0, the Prometheus operator's resource.
+  OPERATOR: folder with KIND.json of the Prometheus operator's kinds (`OPERATOR_KINDS`), each
+    `KIND.model_json_schema(by_alias=True)` of cloudcoil-models-prometheus-operator 0.80.1.0.
 """
 
 import gzip
@@ -23,6 +23,7 @@ from jsonschema import Draft202012Validator
 
 GOLDEN = Path(__file__).parent / "golden" / "kubernetes_schemas.json.gz"
 RAY_KINDS = ("RayCluster", "RayJob")
+OPERATOR_KINDS = ("PodMonitor", "PrometheusRule")
 KINDS = {
     "apps/v1 Deployment": "deployment-apps-v1",
     "apps/v1 StatefulSet": "statefulset-apps-v1",
@@ -124,7 +125,7 @@ def _refuse_unknown(value: Any) -> Any:
     return made
 
 
-def make(crds: Path, schemas: Path, pod_monitor: Path) -> None:
+def make(crds: Path, schemas: Path, operator: Path) -> None:
     """Writes the golden file."""
     objects: dict[str, Any] = {}
     definitions: dict[str, Any] = {}
@@ -144,10 +145,11 @@ def make(crds: Path, schemas: Path, pod_monitor: Path) -> None:
     while missing := sorted(wanted - set(definitions)):
         for name in missing:
             definitions[name] = _redirect(_without_prose(known[name]), wanted)
-    monitor = _without_prose(json.loads(pod_monitor.read_text()))
-    definitions |= {name: _refuse_unknown(it) for name, it in monitor.pop("$defs").items()}
-    monitor["properties"]["metadata"] = metadata
-    objects["monitoring.coreos.com/v1 PodMonitor"] = _refuse_unknown(monitor)
+    for kind in OPERATOR_KINDS:
+        found = _without_prose(json.loads((operator / f"{kind}.json").read_text()))
+        definitions |= {name: _refuse_unknown(it) for name, it in found.pop("$defs").items()}
+        found["properties"]["metadata"] = metadata
+        objects[f"monitoring.coreos.com/v1 {kind}"] = _refuse_unknown(found)
     text = json.dumps({"objects": objects, "definitions": definitions}, sort_keys=True)
     GOLDEN.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes, {len(objects)} kinds")

@@ -1,4 +1,4 @@
-"""The Grafana dashboards, written as JSON by `python -m deploy.monitoring.dashboards`.
+"""The Grafana dashboards, written as JSON by `python -m deploy.monitoring.generate`.
 
 Gauges are taken as the maximum by label: for some seconds after a run was resumed there are those
 of its controller before. Counters are summed: each controller has its own.
@@ -7,7 +7,7 @@ of its controller before. Counters are summed: each controller has its own.
 from collections.abc import Sequence
 
 from deploy.monitoring.catalogue import BY_NAME
-from deploy.monitoring.grafana import DIRECTORY, Dashboard, Panel, Query, rendered
+from deploy.monitoring.grafana import Dashboard, Panel, Query
 
 RUN = 'run=~"$run"'
 
@@ -259,9 +259,3 @@ WORKERS = Dashboard(
 )
 
 DASHBOARDS = (PIPELINE, REWARDS, LEARNER, WORKERS)
-
-if __name__ == "__main__":
-    DIRECTORY.mkdir(exist_ok=True)
-    for path, text in rendered(DASHBOARDS).items():
-        path.write_text(text)
-        print(f"wrote {path}")

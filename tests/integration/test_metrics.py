@@ -12,8 +12,8 @@ import yaml
 
 from deploy.monitoring.catalogue import METRICS
 from deploy.monitoring.exporter import usual_labels
+from deploy.monitoring.generate import RULES
 from deploy.monitoring.grafana import DIRECTORY
-from docs.metrics_reference import RULES
 from learner.stop import StopRequest
 from tests.prometheus import MISSING, Prometheus, prometheus
 from tests.runs import SIGKILL, Run, signal_worker

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.kubernetes_objects import OVERLAYS, build, of_kind
-from tests.kubernetes_schemas import KINDS, RAY_KINDS, Schemas
+from tests.kubernetes_schemas import KINDS, OPERATOR_KINDS, RAY_KINDS, Schemas
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def test_every_object_is_valid_by_its_published_schema(overlay, schemas):
 
 def test_schemas_know_every_kind_that_is_built():
     known = {*KINDS, *(f"ray.io/v1 {kind}" for kind in RAY_KINDS)}
-    known.add("monitoring.coreos.com/v1 PodMonitor")
+    known |= {f"monitoring.coreos.com/v1 {kind}" for kind in OPERATOR_KINDS}
     kinds = {f"{t['apiVersion']} {t['kind']}" for overlay in OVERLAYS for t in build(overlay)}
     assert kinds == known
 
@@ -58,6 +58,8 @@ MUTANTS = [
     ("NetworkPolicy", "spec.podSelector", MISSPELT),
     ("PodMonitor", "spec.podMetricsEndpoints", MISSPELT),
     ("PodMonitor", "spec.selector", MISSING),
+    ("PrometheusRule", "spec.groups.0.rules.0.expr", MISSPELT),
+    ("PrometheusRule", "spec.groups.1.rules.0.labels.severity", 1),
     ("PriorityClass", "value", MISSPELT),
     ("PriorityClass", "value", "3000"),
     ("PersistentVolumeClaim", "spec.accessModes", "ReadWriteMany"),

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from deploy.monitoring.catalogue import METRICS
-from deploy.monitoring.dashboards import DASHBOARDS
-from deploy.monitoring.grafana import DIRECTORY, rendered
-from docs.metrics_reference import METRICS_PAGE, RULES, metrics_reference
+from deploy.monitoring.generate import PROMETHEUS_RULE, RULES, generated
+from deploy.monitoring.grafana import DIRECTORY
+from docs.metrics_reference import METRICS_PAGE, metrics_reference
 from tests.prometheus import MISSING, promtool
 
 TESTS = RULES.with_name("rules_test.yaml")
@@ -24,9 +24,10 @@ def rules() -> list[dict[str, str]]:
     ]
 
 
-def test_the_dashboards_are_fresh():
-    written = {path: path.read_text() for path in DIRECTORY.glob("*.json")}
-    assert written == rendered(DASHBOARDS), "run python -m deploy.monitoring.dashboards"
+def test_what_is_generated_is_fresh():
+    there = [*DIRECTORY.glob("*.json"), PROMETHEUS_RULE]
+    written = {path: path.read_text() for path in there}
+    assert written == generated(), "run python -m deploy.monitoring.generate"
 
 
 def test_the_reference_is_fresh():
