@@ -8,6 +8,7 @@ from typing import Any
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
 from deploy.joining import check_task, joined_config
+from deploy.logs import log_to_stderr
 from deploy.processes import build_learner, load_initial
 from deploy.queues import traced_queue
 from deploy.run_directory import open_run_directory
@@ -67,6 +68,7 @@ def learn(
                 check_goes_on(directory, queue, store)
             initial = _initial(run, task, store, directory)
             named = run.model_copy(update={"name": name})
+            log_to_stderr(named, "learner")
             traced, send_spans = traced_queue(named, directory, "learner", queue)
             learner = build_learner(named, task, traced, store, directory, initial)
             try:

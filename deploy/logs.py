@@ -36,6 +36,14 @@ def configure_logging(config: RunConfig, worker: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def log_to_stderr(config: RunConfig, worker: str) -> None:
+    """For a process outside of Ray: its lines go to standard error, in the run's format."""
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(_formatter(config, worker))
+    level = logging.getLogger().level
+    logging.basicConfig(level=level, handlers=[RepeatLimiter([to_stderr])], force=True)
+
+
 @contextmanager
 def warnings_to_file(config: RunConfig, process: str) -> Iterator[None]:
     """Sends this process's warnings to a file of the run too."""

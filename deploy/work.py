@@ -20,6 +20,7 @@ from deploy import processes
 from deploy.config import RunConfig, thread_environment
 from deploy.config_file import ConfigError
 from deploy.joining import check_task, joined_config
+from deploy.logs import log_to_stderr
 from deploy.queues import traced_queue
 from deploy.runs import prepare_data
 from learner.remote_weights import RemoteWeights
@@ -76,6 +77,7 @@ def work(
         task = build_task(run.task)
         check_task(task, served, replay.address)
         worker = f"{role}@{name or f'{socket.gethostname()}-{secrets.token_hex(3)}'}"
+        log_to_stderr(run, worker)
         traced, send_spans = traced_queue(run, run.directory, worker, queue)
         connections.callback(send_spans)
         keeper = LeaseKeeper(
