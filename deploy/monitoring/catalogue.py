@@ -14,7 +14,16 @@ RAY_PREFIX = "ray_"
 
 STAGES = ("to_sample", "to_score", "to_train")
 ROLES = ("learner", "sampler", "reward", "evaluator")
-RUN_STATES = ("starting", "waiting", "training", "finished", "stopped", "failed")
+# As `deploy.run_status` has them.
+RUN_STATES = (
+    "starting",
+    "waiting for a learner",
+    "waiting",
+    "training",
+    "finished",
+    "stopped",
+    "failed",
+)
 WORKER_STATES = ("pending", "running", "draining", "outside", "ended")
 
 
@@ -27,9 +36,9 @@ class Metric:
       kind: `counter` or `gauge`.
       unit: what a value counts or measures.
       help: one sentence.
-      labels: beside `run`, which all have; each with its usual values. Values beside these are
-        exported when they first occur.
-      seeded: whether every combination of the usual values is there, at 0, from the beginning.
+      labels: beside `run`, which all have; each with its values. A counter may have others, which
+        are exported when they first occur.
+      seeded: whether every combination of the values is there, at 0, from the beginning.
     """
 
     name: str

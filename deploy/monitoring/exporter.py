@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ray.util.metrics import Counter, Gauge
 
 from deploy.config import RunConfig
-from deploy.monitoring.catalogue import BY_NAME, METRICS, ROLES, Metric
+from deploy.monitoring.catalogue import BY_NAME, METRICS, ROLES, RUN_STATES, WORKER_STATES, Metric
 
 Reading = tuple[str, float, dict[str, str]]
 """Name of a gauge, its value, its labels."""
@@ -109,7 +109,7 @@ class RunMetrics:
         yield "step", status["step"], {}
         yield "step_target", status["steps"], {}
         yield "staleness_bound_versions", self._config.lag, {}
-        for state in dict.fromkeys((*BY_NAME["run_state"].labels["state"], status["state"])):
+        for state in RUN_STATES:
             yield "run_state", state == status["state"], {"state": state}
         for role in BY_NAME["bottleneck"].labels["role"]:
             yield "bottleneck", role == status["bottleneck"]["role"], {"role": role}
@@ -144,7 +144,7 @@ class RunMetrics:
 
 
 def usual_labels(metric: Metric) -> Iterator[dict[str, str]]:
-    """Every combination of a metric's usual label values."""
+    """Every combination of a metric's label values."""
     for values in product(*metric.labels.values()):
         yield dict(zip(metric.labels, values, strict=True))
 
@@ -181,8 +181,7 @@ def _learning_gauges(metrics: Mapping[str, float]) -> Iterator[Reading]:
 
 def _worker_gauges(status: Mapping[str, Any]) -> Iterator[Reading]:
     workers = status["workers"]
-    states = dict.fromkeys([*BY_NAME["workers"].labels["state"], *(w["state"] for w in workers)])
-    for role, state in product(ROLES, states):
+    for role, state in product(ROLES, WORKER_STATES):
         count = sum((w["role"], w["state"]) == (role, state) for w in workers)
         yield "workers", count, {"role": role, "state": state}
     versions = [w["policy_version"] for w in workers if w.get("policy_version", -1) >= 0]
