@@ -67,7 +67,8 @@ def stop(head: Head, run: Path) -> float:
     """Seconds from `ray job stop` until the run has left its checkpoint and said so."""
     script = (
         "import sys; from ray.job_submission import JobSubmissionClient as Client\n"
-        "print(max(Client(sys.argv[1]).list_jobs(), key=lambda j: j.start_time).submission_id)"
+        "jobs = [job for job in Client(sys.argv[1]).list_jobs() if job.submission_id]\n"
+        "print(max(jobs, key=lambda job: job.start_time).submission_id)"
     )
     job = head.run("python", "-c", script, head.jobs, cwd=REPOSITORY).stdout.strip()
     began = time.monotonic()

@@ -176,6 +176,8 @@ class Controller:
 
     def _check(self, queue: ReplayQueue) -> None:
         self._pool.check(queue)
+        if self._scaling is not None:
+            self._scaling.obey()
         if time.monotonic() - self._last_status > STATUS_SECONDS:
             self._report(queue)
 

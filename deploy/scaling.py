@@ -18,7 +18,7 @@ ROLES = {"actors": "sampler", "rewards": "reward"}
 
 
 class Scaling:
-    """Acts once a second, in the controller."""
+    """Acts in the controller."""
 
     def __init__(self, config: RunConfig, pool: Pool, targets: TargetsReader):
         assert config.rewards is not None
@@ -28,41 +28,44 @@ class Scaling:
         self._throughput = Throughput()
         self._held: dict[str, Target] = {}
 
+    def obey(self) -> None:
+        """Takes up what an operator has asked for."""
+        self._held.update(self._targets.look())
+        for section, target in self._held.items():
+            if target != "auto":
+                self._set(section, target)
+        self._targets.tell(self.describe())
+
     def adjust(self, stats: Stats, now: float) -> None:
-        """Moves the pools to their targets.
+        """Lets the reward workers follow their load, where the config says so.
 
         Args:
           stats: the queue's.
           now: seconds of a clock that never goes back.
         """
-        self._held.update(self._targets.look())
-        for section, role in ROLES.items():
-            current = len(self._pool.of_role(role))
-            target = self._held.get(section, "auto")
-            if target == "auto":
-                target = self._found(current, stats, now) if section == "rewards" else current
-            if target != current:
-                logger.info("%s: %d workers, %d from now on", section, current, target)
-                self._pool.scale(role, target)
-        self._targets.tell(self.describe())
-
-    def tell_status(self, status: Mapping[str, Any]) -> None:
-        """Lets other machines of the cluster read it."""
-        self._targets.tell_status(status)
-
-    def _found(self, current: int, stats: Stats, now: float) -> int:
-        if self._autoscaler is None:
-            return current
+        if self._autoscaler is None or self._held.get("rewards", "auto") != "auto":
+            return
         workers = {
             worker.name: (worker.status.get("groups", 0), worker.status.get("working", 0.0))
             for worker in self._pool.of_role("reward")
             if worker.running is not None
         }
-        self._throughput.observe(now, workers)
-        waiting = stats.stages[Stage.TO_SCORE]
-        backlog = waiting.ready + waiting.leased
         lately = self._throughput
-        return self._autoscaler.decide(now, current, backlog, lately.per_worker, lately.busy)
+        lately.observe(now, workers)
+        waiting = stats.stages[Stage.TO_SCORE]
+        current, backlog = len(self._pool.of_role("reward")), waiting.ready + waiting.leased
+        target = self._autoscaler.decide(now, current, backlog, lately.per_worker, lately.busy)
+        self._set("rewards", target)
+
+    def _set(self, section: str, target: int) -> None:
+        current = len(self._pool.of_role(ROLES[section]))
+        if target != current:
+            logger.info("%s: %d workers, %d from now on", section, current, target)
+            self._pool.scale(ROLES[section], target)
+
+    def tell_status(self, status: Mapping[str, Any]) -> None:
+        """Lets other machines of the cluster read it."""
+        self._targets.tell_status(status)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """For each pool its target, who set it, and its workers by state."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import subprocess
@@ -27,7 +28,12 @@ LARGEST_SHOWN = 8
 # Beside the learner's own stop_seconds: the driver ends its actors and tells the last status.
 LAST_WORDS_SECONDS = 15
 INTERRUPTED = 130
+# What a head says in its first seconds.
+NO_AGENT, AGENT_SECONDS = "No available agent", 60.0
 LOOK_SECONDS = 0.5
+
+
+logger = logging.getLogger(__name__)
 
 
 class SubmitError(RuntimeError):
@@ -140,7 +146,11 @@ def packed(working_directory: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         package = Path(directory) / "working_dir.zip"
         create_package(
-            str(working_directory), package, include_gitignore=True, excludes=list(IGNORED)
+            str(working_directory),
+            package,
+            include_gitignore=True,
+            excludes=list(IGNORED),
+            logger=logger,
         )
         size = package.stat().st_size
         if size >= GCS_STORAGE_MAX_SIZE:
@@ -171,6 +181,9 @@ def connect_to_jobs(address: str | None) -> JobSubmissionClient:
     """
     if address is not None:
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would win over it
+    # Which packages go where is for Ray's developers.
+    for name in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
@@ -184,15 +197,20 @@ def connect_to_jobs(address: str | None) -> JobSubmissionClient:
 def submit(client: JobSubmissionClient, job: Job, package: Path) -> str:
     """Uploads and starts it; returns its name."""
     environment = dict(job.runtime_env) | {"working_dir": str(package)}
-    try:
-        return client.submit_job(
-            entrypoint=job.entrypoint,
-            submission_id=job.name,
-            metadata=dict(job.metadata),
-            runtime_env=environment,
-        )
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        raise SubmitError(f"the cluster did not take the job: {error}") from error
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=job.name,
+                metadata=dict(job.metadata),
+                runtime_env=environment,
+            )
+        except (AuthenticationError, ConnectionError, RuntimeError) as error:
+            if NO_AGENT in str(error) and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS)
+                continue
+            raise SubmitError(f"the cluster did not take the job: {error}") from error
 
 
 def follow(client: JobSubmissionClient, name: str) -> int:

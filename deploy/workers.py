@@ -178,7 +178,8 @@ class Worker:
         self.removed = True
         if self.handle is not None:
             ray.kill(self.handle, no_restart=True)
-            if self.where and self.finished is None:
+            done = self.finished is not None or (self.running is not None and _ready(self.running))
+            if self.where and not done:
                 # Ray asks the process to end; one that is stopped would not hear it.
                 kill_process(self.where["node"], self.where["pid"])
 

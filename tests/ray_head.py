@@ -126,8 +126,11 @@ def _autoscaling(node_types: Mapping[str, Any], num_cpus: int, address: str) -> 
         "max_workers": 8,
         "idle_timeout_minutes": 0.1,
         "provider": {
-            "type": "fake_multinode",
+            # As "fake_multinode" it wants defaults that Ray's wheel does not bring.
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "launch_multiple": True,
+            "disable_node_updaters": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
             "gcs_address": address,
         },
@@ -136,6 +139,10 @@ def _autoscaling(node_types: Mapping[str, Any], num_cpus: int, address: str) -> 
         "upscaling_speed": 1.0,
         "auth": {},
         "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
         "setup_commands": [],
         "initialization_commands": [],
         "head_setup_commands": [],

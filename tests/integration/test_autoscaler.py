@@ -32,6 +32,8 @@ def reward_nodes(head: Head, cwd: Path) -> int:
         cwd=cwd,
     )
     assert listed.returncode == 0, listed.stderr
+    if listed.stdout.startswith("No resource"):
+        return 0
     return sum(node["labels"].get("pool") == "reward" for node in json.loads(listed.stdout))
 
 

@@ -82,6 +82,8 @@ def actors_alive(head: Head, cwd: Path) -> list[str]:
         cwd=cwd,
     )
     assert listed.returncode == 0, listed.stderr
+    if listed.stdout.startswith("No resource"):
+        return []
     return [actor["class_name"] for actor in json.loads(listed.stdout)]
 
 
@@ -165,13 +167,13 @@ def test_a_stopped_job_leaves_a_checkpoint_and_no_actor_and_is_resumed(
         cwd=project,
     )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert status_of(runs / "job")["state"] == "finished"
+    assert_same(runs / "job", undisturbed)
 
 
 _NEWEST_JOB = """
 import json, sys
 from ray.job_submission import JobSubmissionClient
-jobs = JobSubmissionClient(sys.argv[1]).list_jobs()
+jobs = [job for job in JobSubmissionClient(sys.argv[1]).list_jobs() if job.submission_id]
 print(json.dumps(max(jobs, key=lambda job: job.start_time or 0).submission_id))
 """
 
