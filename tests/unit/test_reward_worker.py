@@ -246,3 +246,18 @@ def test_a_closed_queue_ends_the_worker(queue):
     keeper.close()
     with pytest.raises(QueueClosed):
         queue.lease("to_score", 1, None, "reward-0")
+
+
+def test_a_worker_that_is_told_to_stop_finishes_its_group_and_releases_the_others(queue):
+    class StoppingReward(FakeReward):
+        def score(self, examples, predictions):
+            worker.stop()
+            return super().score(examples, predictions)
+
+    keeper = LeaseKeeper(queue, LONG, LONG, on_stuck=pytest.fail)
+    worker = RewardWorker(FakeTask(), StoppingReward(), queue, keeper, "reward-0", GROUPS)
+    assert worker.run()["groups"] == 1
+    keeper.close()
+    to_score = queue.stats().stages["to_score"]
+    assert (to_score.ready, to_score.leased) == (GROUPS - 1, 0)
+    assert queue.stats().redelivered == 0
