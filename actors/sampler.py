@@ -22,6 +22,7 @@ from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
+LOAD_SECONDS = 10.0
 LoadWeights = Callable[[int | None], tuple[int, dict[str, Any]]]
 
 
@@ -68,7 +69,8 @@ class Sampler(PullingWorker):
         try:
             with self._keeper.working_on(leases):
                 payloads = self._sample(leases)
-            self._queue.complete(payloads)
+            if payloads:
+                self._queue.complete(payloads)
             self.status.groups += len(payloads)
         finally:
             self._keeper.drop(leases)
@@ -90,11 +92,33 @@ class Sampler(PullingWorker):
                 broken[ticket.ordinal] = reason
         return images, broken
 
+    def _loaded(
+        self, leases: list[Lease], version: int | None
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The policy of a block; None where nobody wants the block any more.
+
+        A learner that goes back to a checkpoint takes back what it had published after it, and a
+        moment later the leases that ask for that.
+        """
+        give_up = time.monotonic() + LOAD_SECONDS
+        while True:
+            try:
+                return self._load_weights(version)
+            except LookupError:
+                if not self._queue.renew([lease.id for lease in leases]):
+                    return None
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+
     def _sample(self, leases: list[Lease]) -> list[tuple[str, bytes]]:
         first = leases[0].ordinal // self._block * self._block
         tickets = [self._ticket(ordinal) for ordinal in range(first, first + self._block)]
         began = time.monotonic()
-        version, params = self._load_weights(tickets[0].policy_version)
+        loaded = self._loaded(leases, tickets[0].policy_version)
+        if loaded is None:
+            return []
+        version, params = loaded
         self.status.loading_weights += time.monotonic() - began
         self.status.policy_version = version
         images, broken = self._images(tickets)

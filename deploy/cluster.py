@@ -57,6 +57,22 @@ def connect(config: ClusterConfig, job_name: str) -> bool:
     """
     if ray.is_initialized():
         return False
+    with _own_sigterm_handler():
+        return _init(config, job_name)
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keeps ours: Ray puts one in its place that exits at once, and no request to stop is heard."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _init(config: ClusterConfig, job_name: str) -> bool:
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Ray refuses a variable that a job's runtime environment sets too; ours holds that one's value.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")

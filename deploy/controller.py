@@ -27,9 +27,10 @@ from deploy.reward_hacking import RewardHackingWatch
 from deploy.run_directory import run_id, write_status
 from deploy.run_status import run_status
 from deploy.scaling import Scaling
+from deploy.services import Service, WeightsProcess
 from deploy.targets import TARGETS, TargetsBoard, TargetsReader
 from learner.stop import StopRequest
-from learner.weight_store import RayWeights, WeightStore
+from learner.weight_store import RayWeights
 from replay.queue import ReplayQueue, Stats
 from replay.resources import Resources
 from vision.tasks.task import Task
@@ -56,8 +57,10 @@ class Controller:
         self._last_status = 0.0
         self._stats: Stats | None = None
         self._queue: RunQueue | None = None
+        self._services_watched: list[Service] = []
         self._interruptions = 0
         self._scaling: Scaling | None = None
+        self._weights: RayWeights | None = None
         self._hacking = RewardHackingWatch(config.directory, task.headline)
         self._recent = Recent()
         self._metrics = RunMetrics(config)
@@ -93,7 +96,7 @@ class Controller:
         identity = f"{processes.identity_digest(config)} {run_id(config.directory)}"
         with start_queue(config, identity, tickets, options, self._report_last) as run_queue:
             store = (
-                ray.remote(WeightStore)
+                ray.remote(WeightsProcess)
                 .options(**self._service_options(processes.WEIGHTS))
                 .remote(
                     versions + SPARE_VERSIONS, config.evaluation.every, config.model_dump_json()
@@ -106,6 +109,9 @@ class Controller:
                 .remote(config.name)
             )
             self._scaling = Scaling(config, self._pool, TargetsReader(board))
+            allowed = config.cluster.failures_allowed
+            in_memory = [] if run_queue.service is None else [run_queue.service]
+            self._services_watched = [*in_memory, Service("weights", store, allowed)]
             try:
                 yield run_queue, store
             finally:
@@ -116,11 +122,11 @@ class Controller:
 
     def _service_options(self, name: str) -> dict[str, Any]:
         options = actor_options(SERVICE, processes.actor_name(self._config, name))
-        # Their state dies with them: a fresh one would answer wrongly instead of not at all.
-        return options | beside_the_driver() | {"max_restarts": 0, "max_concurrency": 1000}
+        return options | beside_the_driver() | {"max_concurrency": 1000}
 
     def _tune(self, queue: ReplayQueue, store_handle: Any, stop: StopRequest) -> dict[str, Any]:
         weights = RayWeights(store_handle, self._config.cluster.reply_seconds)
+        self._weights = weights
         if self._config.learner.outside:
             self._await_outside_learner(weights)
         self._pool.fill()
@@ -150,12 +156,15 @@ class Controller:
         return learner.finished
 
     def _await_outside_learner(self, weights: RayWeights) -> None:
+        self._publish_initial(weights)
+        steps = self._config.learner.steps
+        closed = lambda: self._stats is not None and self._stats.closed  # noqa: E731
+        self._pool.workers.append(OutsideLearner(weights, steps, closed))
+
+    def _publish_initial(self, weights: RayWeights) -> None:
         config = self._config
         initial = processes.load_initial(config, config.model.build(self._task), self._task)
         publish_initial(weights, initial)
-        steps = config.learner.steps
-        closed = lambda: self._stats is not None and self._stats.closed  # noqa: E731
-        self._pool.workers.append(OutsideLearner(weights, steps, closed))
 
     def _keep_final(self, weights: RayWeights) -> None:
         """The last policy of a learner outside, which wrote it where it is."""
@@ -175,11 +184,24 @@ class Controller:
             time.sleep(TICK_SECONDS)
 
     def _check(self, queue: ReplayQueue) -> None:
+        for service in self._services_watched:
+            if service.check():
+                self._learner_starts_over(queue)
         self._pool.check(queue)
         if self._scaling is not None:
             self._scaling.obey()
         if time.monotonic() - self._last_status > STATUS_SECONDS:
             self._report(queue)
+
+    def _learner_starts_over(self, queue: ReplayQueue) -> None:
+        """After a service was started anew: its place in the queue is taken from the learner.
+
+        It then goes on from its last checkpoint, which fills queue and store again.
+        """
+        queue.fence()
+        weights = self._weights
+        if weights is not None and self._config.learner.outside:
+            self._publish_initial(weights)
 
     def _report(self, queue: ReplayQueue) -> None:
         self._last_status = time.monotonic()
@@ -206,6 +228,7 @@ class Controller:
 
     def _status(self, stats: Stats) -> dict[str, Any]:
         status = run_status(self._config, self._pool.workers, stats, self._hacking.look())
+        status["services"] = [service.status() for service in self._services_watched]
         status["cluster"] = ray.get_runtime_context().gcs_address  # for `rewardtune serve`
         if self._queue is not None:
             status["queue"] |= self._queue.status()

@@ -109,7 +109,8 @@ class Pool:
             actor_class: Any = ray.remote(ROLES[request.role])
             return actor_class.options(**options).remote(config_json, name)
 
-        worker = Worker(name, request.role, start)
+        allowed = self._config.cluster.failures_allowed
+        worker = Worker(name, request.role, start, failures_allowed=allowed)
         self.workers.append(worker)
         return worker
 

@@ -81,6 +81,10 @@ class _Process:
         logger.info("%s begins: process %d on %s", self.worker, os.getpid(), socket.gethostname())
         try:
             return self._run()
+        except MemoryError as error:
+            # What fills the memory would still be there for the next group.
+            StuckWorkerExit(self.worker)(f"out of memory: {error}")
+            raise
         finally:  # what comes after this is a signal that leaves no time
             logger.info("%s has ended", self.worker)
             self._send_spans()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from deploy.config import RunConfig
-from replay.memory import MemoryReplayQueue
+from deploy.services import QueueProcess, Service
 from replay.pacing import PacingConfig
 from replay.queue import ReplayQueue
 from replay.ray_client import RayReplayQueue
@@ -30,10 +30,12 @@ class RunQueue:
     Attributes:
       queue: a client.
       connection: to Redis; None for the queue in memory.
+      service: the process of the queue in memory; None for one in Redis.
     """
 
     queue: ReplayQueue
     connection: "RedisConnection | None" = None
+    service: Service | None = None
 
     @property
     def interruptions(self) -> int:
@@ -70,10 +72,13 @@ def start_queue(
       on_waiting: called while a lost Redis is waited for.
     """
     if config.replay.url is None:
-        actor: Any = ray.remote(MemoryReplayQueue)
-        handle = actor.options(**actor_options).remote(config.queue_config(), tickets)
+        actor: Any = ray.remote(QueueProcess)
+        handle = actor.options(**actor_options).remote(config.queue_config(), None, begun=False)
+        # Not by the constructor: with large arguments of it Ray may fail to start an actor anew.
+        supply = lambda: handle.supply.remote(tickets)  # noqa: E731
+        service = Service("queue", handle, config.cluster.failures_allowed, supply)
         try:
-            yield RunQueue(RayReplayQueue(handle, config.cluster.reply_seconds))
+            yield RunQueue(RayReplayQueue(handle, config.cluster.reply_seconds), service=service)
         finally:
             ray.kill(handle)
         return

@@ -15,11 +15,14 @@
     staleness            mean, max of the last step's groups; bound: the most there can be
     evaluation           every (steps, 0: never); behind: policies that wait to be evaluated
     workers              each: name, role, state (pending | running | draining | ended | outside),
-                         pid, node (Ray's id), address (the node's), restarts, last_failure,
+                         pid, node (Ray's id), address (the node's), restarts, last_failure;
+                         failed_at, ready_at, at_work_at: when its last failure was noticed, its
+                         process was there again, and had completed work (Unix seconds, or null);
                          what its role tells (groups, working, waiting, ...: totals of its
                          process), and recent: groups, working, waiting (s), busy (share)
     outside              workers outside of Ray that ask the queue for work, each: name, role,
                          leases (groups it holds)
+    services             queue (in memory) and weights, each: name, pid, node, restarts, failed_at
     throughput           seconds: how far back `recent` goes; groups.STAGE and steps: recent and
                          average, a second: of groups those that left the stage, whatever became of
                          them
@@ -97,6 +100,9 @@ def run_status(
                 "node": worker.where.get("node"),
                 "address": worker.where.get("address"),
                 "restarts": worker.restarts,
+                "failed_at": worker.failed_at,
+                "ready_at": worker.ready_at,
+                "at_work_at": worker.at_work_at,
                 "last_failure": worker.failures[-1][1] if worker.failures else None,
                 **{
                     k: v

@@ -23,10 +23,11 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from replay.queue import MustResume
+
 logger = logging.getLogger(__name__)
 
 STATUS_SECONDS = 0.5
-FAILURES_ALLOWED = 5
 FAILURE_WINDOW_SECONDS = 120.0
 
 
@@ -41,6 +42,9 @@ class Worker:
     `started` and `running` are the pending calls `describe` and `run` of its actor; `finished` is
     what `run` returned; `draining`: it was told to end after the work at hand, since fewer are
     wanted; `removed`: the actor has been ended for good.
+
+    `failed_at` (wall clock) is when its last failure was noticed, `ready_at` when its process was
+    there again, `at_work_at` when that had completed work.
     """
 
     name: str
@@ -58,7 +62,13 @@ class Worker:
     status: Mapping[str, Any] = field(default_factory=dict)
     status_call: Any = None
     asked: float = 0.0
+    failures_allowed: int = 5
     failures: deque[tuple[float, str]] = field(default_factory=deque)
+    failed_at: float | None = None
+    ready_at: float | None = None
+    at_work_at: float | None = None
+    _ended: bool = False  # by `replace`, whose failure has been noticed
+    _groups_before: int = 0  # that this process had completed when it failed
 
     @property
     def state(self) -> str:
@@ -106,6 +116,7 @@ class Worker:
             self.begin()
             return
         self.running = self.handle.run.remote()
+        self.ready_at = time.time()
         logger.info("%s runs as process %s", self.name, self.where["pid"])
 
     def _after_run(self, on_death: Callable[["Worker", str], None]) -> None:
@@ -114,9 +125,11 @@ class Worker:
             self.finished = ray.get(call, timeout=0)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            if self.role == "learner":
+            if self.role == "learner" and not isinstance(cause, MustResume):
                 raise cause from error
+            groups = self.status.get("groups", 0)
             self._failed(f"{type(cause).__name__}: {cause}", on_death)
+            self._groups_before = groups  # the process lives on
         except RayActorError as error:
             self._failed(f"process {self.where.get('pid')} died: {_first_line(error)}", on_death)
         except RayError as error:
@@ -127,12 +140,16 @@ class Worker:
         self.failures.append((now, reason))
         while self.failures and now - self.failures[0][0] > FAILURE_WINDOW_SECONDS:
             self.failures.popleft()
-        if len(self.failures) > FAILURES_ALLOWED:
+        if len(self.failures) > self.failures_allowed:
             raise WorkerError(
                 f"{self.name} failed {len(self.failures)} times within "
                 f"{FAILURE_WINDOW_SECONDS:g} s; the last reason: {reason}"
             )
         logger.warning("%s: %s; it is started again", self.name, reason)
+        if not self._ended:
+            self.failed_at = time.time()
+        self._ended, self._groups_before = False, 0
+        self.ready_at = self.at_work_at = None
         on_death(self, reason)
         self.restarts += 1
         self.where, self.status, self.status_call = {}, {}, None
@@ -148,6 +165,8 @@ class Worker:
                 self.status = ray.get(call, timeout=0)
             except RayError as error:
                 logger.debug("no status of %s: %s", self.name, error)
+            if self.at_work_at is None and self.status.get("groups", 0) > self._groups_before:
+                self.at_work_at = time.time()
         now = time.monotonic()
         if self.status_call is None and now - self.asked >= STATUS_SECONDS:
             self.status_call, self.asked = self.handle.status.remote(), now
@@ -160,6 +179,8 @@ class Worker:
     def replace(self, reason: str) -> None:
         """Ends the process, which may be stopped or stuck; Ray then starts it anew."""
         logger.warning("%s: %s; its process %s is ended", self.name, reason, self.where.get("pid"))
+        if not self._ended:
+            self._ended, self.failed_at = True, time.time()
         if self.where:
             kill_process(self.where["node"], self.where["pid"])
 

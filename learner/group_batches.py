@@ -114,3 +114,15 @@ def reward_parts(groups: Sequence[TrainingGroup]) -> dict[str, float]:
                 if array.ndim == 0:
                     values.setdefault(f"reward/{name}", []).append(float(array))
     return {name: float(np.mean(each)) for name, each in sorted(values.items())}
+
+
+def staleness(step: int, groups: list[TrainingGroup]) -> dict[str, float]:
+    """How many policies ago the groups were sampled, and how many there are no samples of."""
+    ages = [step - g.scored.sampled.policy_version for g in groups if g.scored is not None]
+    quarantined = sum(g.scored is None for g in groups)
+    ages = ages or [0]
+    return {
+        "staleness/mean": float(np.mean(ages)),
+        "staleness/max": float(max(ages)),
+        "groups/quarantined": float(quarantined),
+    }

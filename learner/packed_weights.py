@@ -6,7 +6,7 @@ It knows nothing of Ray: learners and samplers outside of it use the same.
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -20,12 +20,24 @@ class WeightsError(RuntimeError):
     """Weights that are not there, or do not match their manifest."""
 
 
-class VersionNotHeld(WeightsError):
+class VersionNotHeld(WeightsError, LookupError):
     """The store has other versions."""
 
 
 class WeightsUnavailable(WeightsError):
     """The store did not answer; the message says what was asked and what is known."""
+
+
+class WeightPublisher(Protocol):
+    """Where policies go."""
+
+    def fence(self, epoch: str) -> None:
+        """A learner takes over, with the queue's epoch: what others publish is refused."""
+        ...
+
+    def publish(self, version: int, params: Mapping[str, Any], dtype: str, last: bool) -> None:
+        """Takes a policy over; returns when it can be read."""
+        ...
 
 
 @dataclass(frozen=True)

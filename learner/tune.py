@@ -11,20 +11,21 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from learner.checkpoints import CheckpointError, Checkpoints
 from learner.config import TuneConfig
-from learner.group_batches import TrainingGroup, group_batch, reward_parts
+from learner.group_batches import TrainingGroup, group_batch, reward_parts, staleness
 from learner.mesh import make_mesh
 from learner.metrics import MetricsWriter, add_seconds
 from learner.mismatch import LaggedMismatch
 from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
-from learner.packed_weights import WeightsUnavailable
+from learner.ordinals import OrdinalsWriter
+from learner.packed_weights import WeightPublisher, WeightsUnavailable
 from learner.pretrain import CHECKPOINTS_DIRECTORY, model_apply
 from learner.stop import StopRequest
 from learner.train_state import (
@@ -34,7 +35,15 @@ from learner.train_state import (
     make_train_step,
 )
 from protos.trajectory import ScoredGroup
-from replay.queue import Frontier, Lease, QueueClosed, QueueUnavailable, ReplayQueue, Stage
+from replay.queue import (
+    Frontier,
+    Lease,
+    MustResume,
+    QueueClosed,
+    QueueUnavailable,
+    ReplayQueue,
+    Stage,
+)
 from vision.models.checkpoint import save_npz
 from vision.models.config import ModelConfig
 from vision.tasks.task import Task, token_names
@@ -50,20 +59,8 @@ class NothingToTrainError(RuntimeError):
     """Step after step, no group could be scored."""
 
 
-class OutOfStepError(RuntimeError):
+class OutOfStepError(MustResume):
     """The queue gave groups of another step: some of this one are leased to nobody who knows."""
-
-
-class WeightPublisher(Protocol):
-    """Where policies go."""
-
-    def fence(self, epoch: str) -> None:
-        """A learner takes over, with the queue's epoch: what others publish is refused."""
-        ...
-
-    def publish(self, version: int, params: Mapping[str, Any], dtype: str, last: bool) -> None:
-        """Takes a policy over; returns when it can be read."""
-        ...
 
 
 class Learner:
@@ -118,11 +115,14 @@ class Learner:
         # The last step's state, and what had been trained and dropped by then.
         self._trained: tuple[TrainState, Frontier]
         self._dropped = 0
+        self._dropped_ordinals: list[int] = []  # since the last step
         self._empty_steps = 0
         self.status: dict[str, Any] = {"step": 0, "steps": config.steps, "state": "starting"}
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
         """Trains to the last step, or until asked to stop; returns the final status.
+
+        May be called again after it raised: it goes on from the last checkpoint.
 
         Raises:
           NonFiniteError: NaN or inf in loss or gradients, with the batch's ordinals.
@@ -139,7 +139,11 @@ class Learner:
                 # The metrics file of a run without a checkpoint would look like another run's.
                 self._save(checkpoints, state, policies, frontier)
                 checkpoints.wait()
-            with MetricsWriter(self._run_directory, first) as metrics:
+            self._dropped_ordinals = []
+            with (
+                MetricsWriter(self._run_directory, first) as metrics,
+                OrdinalsWriter(self._run_directory, first) as ordinals,
+            ):
                 self._epoch = self._queue.fence()
                 self._weights.fence(self._epoch)
                 for version, params in policies:
@@ -147,7 +151,7 @@ class Learner:
                 self._queue.restart(frontier, self._epoch)
                 self._trained = state, frontier
                 try:
-                    self._loop(state, policies, checkpoints, metrics, stop)
+                    self._loop(state, policies, checkpoints, metrics, ordinals, stop)
                 except (QueueClosed, QueueUnavailable, WeightsUnavailable):
                     # A run that ends, or is out of reach, costs no step that has been trained.
                     self._save_trained(checkpoints, policies)
@@ -166,6 +170,7 @@ class Learner:
         policies: deque[tuple[int, Any]],
         checkpoints: Checkpoints,
         metrics: MetricsWriter,
+        ordinals: OrdinalsWriter,
         stop: StopRequest,
     ) -> None:
         config, done = self._config, int(state.step)
@@ -193,6 +198,8 @@ class Learner:
             fetched = {name: float(value) for name, value in values.items()}
             check_finite(fetched, done, [group.ordinal for group in groups])
             done += 1
+            ordinals.write(done, groups, self._dropped_ordinals)
+            self._dropped_ordinals = []
             frontier = self._trained[1].with_acked([group.ordinal for group in groups])
             self._trained = state, frontier
             trained = time.monotonic()
@@ -206,7 +213,7 @@ class Learner:
             self._queue.ack([group.ordinal for group in groups], epoch=self._epoch)
             rate = config.optimizer.learning_rate * float(self._schedule(done - 1))
             # A part must not take the place of a metric of ours.
-            fetched = reward_parts(groups) | fetched | self._staleness(done - 1, groups)
+            fetched = reward_parts(groups) | fetched | staleness(done - 1, groups)
             fetched |= {
                 "optimizer/learning_rate": rate,
                 "seconds/waiting": collected - began,
@@ -262,6 +269,7 @@ class Learner:
                     groups.append(TrainingGroup(lease.ordinal, scored, lease.reasons))
             if stale:
                 self._dropped += len(stale)
+                self._dropped_ordinals += stale
                 self._queue.ack([], dropped=stale, epoch=self._epoch)
                 state, frontier = self._trained
                 self._trained = state, frontier.with_acked([], stale)
@@ -312,17 +320,6 @@ class Learner:
             return False
         # A version after this learner's own is of one that has gone back to a checkpoint since.
         return not 0 <= step - scored.sampled.policy_version <= self._max_staleness
-
-    @staticmethod
-    def _staleness(step: int, groups: list[TrainingGroup]) -> dict[str, float]:
-        ages = [step - g.scored.sampled.policy_version for g in groups if g.scored is not None]
-        quarantined = sum(g.scored is None for g in groups)
-        ages = ages or [0]
-        return {
-            "staleness/mean": float(np.mean(ages)),
-            "staleness/max": float(max(ages)),
-            "groups/quarantined": float(quarantined),
-        }
 
     def _publish(self, version: int, params: Any, policies: deque[tuple[int, Any]]) -> None:
         host = jax.device_get(params)

@@ -6,12 +6,19 @@ learner loses nothing; on one node every reader maps the same memory.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+)
 
 from learner.packed_weights import (
     Manifest,
@@ -21,6 +28,8 @@ from learner.packed_weights import (
     unpack_weights,
 )
 from replay.fence import fenced, is_earlier
+
+RETRY_SECONDS = 0.1
 
 
 class WeightStore:
@@ -114,12 +123,22 @@ class WeightStore:
         """The highest version published so far."""
         return max(self._versions, default=None)
 
-    async def get(self, version: int | None) -> tuple[Manifest, list[ray.ObjectRef]]:
+    async def get(
+        self, version: int | None, wait: float = 0.0
+    ) -> tuple[Manifest, list[ray.ObjectRef]]:
         """A version (None: the newest): its manifest, and in a list the reference to its arrays.
+
+        Args:
+          version: as it says.
+          wait: seconds to wait for a first version, in a store that was started anew.
 
         Raises:
           VersionNotHeld: as it says.
         """
+        async with self._changed:
+            if not self._versions and wait > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait_for(lambda: self._versions), wait)
         chosen = max(self._versions, default=None) if version is None else version
         if chosen is None or chosen not in self._versions:
             raise VersionNotHeld(
@@ -152,7 +171,8 @@ class WeightStore:
 class RayWeights:
     """The store as its clients see it, over a Ray actor handle.
 
-    Every wait has a timeout, after which the error says what was asked for.
+    Every wait has a timeout, after which the error says what was asked for. A store whose process
+    died, and is started anew, is waited for; it is empty until the learner publishes again.
     """
 
     def __init__(self, handle: Any, timeout: float = 60.0):
@@ -161,11 +181,26 @@ class RayWeights:
         self._loaded: tuple[Manifest, dict[str, Any]] | None = None
         self._epoch: str | None = None
 
+    def _ask(self, what: str, method: str, *arguments: Any, wait: float = 0.0) -> Any:
+        """The store's answer; `wait` are seconds that it was asked to wait."""
+        give_up = time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._get(getattr(self._handle, method).remote(*arguments), what, wait)
+            except ActorUnavailableError as error:
+                if time.monotonic() > give_up:
+                    raise WeightsUnavailable(
+                        f"the weight store could not answer '{what}': its process died and was "
+                        f"not started anew within {self._timeout:g} s. Ray says: {error}"
+                    ) from error
+                time.sleep(RETRY_SECONDS)
+
     def _get(self, reference: Any, what: str, wait: float = 0.0) -> Any:
-        """The answer; `wait` are seconds that the store itself was asked to wait."""
         timeout = self._timeout + wait
         try:
             return ray.get(reference, timeout=timeout)
+        except ActorUnavailableError:
+            raise
         except GetTimeoutError as error:
             raise WeightsUnavailable(
                 f"the weight store did not answer '{what}' within {timeout:g} s; is its "
@@ -180,7 +215,7 @@ class RayWeights:
     def fence(self, epoch: str) -> None:
         """A learner takes over: what it publishes from now on carries its epoch."""
         self._epoch = epoch
-        self._get(self._handle.fence.remote(epoch), "fence")
+        self._ask("fence", "fence", epoch)
 
     def publish(self, version: int, params: Mapping[str, Any], dtype: str, last: bool) -> None:
         """Publishes a version; returns when the store owns it.
@@ -198,8 +233,7 @@ class RayWeights:
         epoch: str | None,
     ) -> None:
         """Publishes what someone else packed."""
-        call = self._handle.publish.remote(manifest, arrays, last, epoch)
-        self._get(call, f"publish {manifest.version}")
+        self._ask(f"publish {manifest.version}", "publish", manifest, arrays, last, epoch)
 
     def run_config(self) -> str:
         """The run's config as JSON."""
@@ -208,37 +242,48 @@ class RayWeights:
 
     def manifest(self, version: int | None) -> Manifest:
         """What a version is (None: the newest)."""
-        return self._get(self._handle.get.remote(version), f"get {version}")[0]
+        return self._ask(f"get {version}", "get", version)[0]
 
     def packed(self, version: int | None) -> tuple[Manifest, Mapping[str, np.ndarray]]:
         """A version (None: the newest) as it was published."""
-        manifest, references = self._get(self._handle.get.remote(version), f"get {version}")
+        manifest, references = self._ask(f"get {version}", "get", version)
         return manifest, self._get(references[0], f"arrays of version {manifest.version}")
 
     def newest_version(self) -> int | None:
         """The highest published version."""
-        version: int | None = self._get(self._handle.newest_version.remote(), "newest version")
+        version: int | None = self._ask("newest version", "newest_version")
         return version
 
     def load(self, version: int | None) -> tuple[int, dict[str, Any]]:
         """A version (None: the newest) and its parameters; the last one loaded is kept."""
-        manifest, references = self._get(self._handle.get.remote(version), f"get {version}")
-        if self._loaded is None or self._loaded[0] != manifest:
-            arrays = self._get(references[0], f"arrays of version {manifest.version}")
+        give_up = time.monotonic() + self._timeout
+        while True:
+            manifest, references = self._ask(
+                f"get {version}", "get", version, self._timeout, wait=self._timeout
+            )
+            if self._loaded is not None and self._loaded[0] == manifest:
+                return manifest.version, self._loaded[1]
+            try:
+                arrays = self._get(references[0], f"arrays of version {manifest.version}")
+            except ObjectLostError as error:  # they died with the store, which is started anew
+                if time.monotonic() > give_up:
+                    raise WeightsUnavailable(
+                        f"the arrays of version {manifest.version} are lost: {error}"
+                    ) from error
+                time.sleep(RETRY_SECONDS)
+                continue
             self._loaded = (manifest, unpack_weights(manifest, arrays))
-        return manifest.version, self._loaded[1]
 
     def next_to_evaluate(self, wait: float) -> int | None:
         """See `WeightStore.next_to_evaluate`."""
-        call = self._handle.next_to_evaluate.remote(wait)
-        version: int | None = self._get(call, "evaluation", wait)
+        version: int | None = self._ask("evaluation", "next_to_evaluate", wait, wait=wait)
         return version
 
     def evaluated(self, version: int) -> None:
         """See `WeightStore.evaluated`."""
-        self._get(self._handle.evaluated.remote(version), f"evaluated {version}")
+        self._ask(f"evaluated {version}", "evaluated", version)
 
     def to_evaluate(self) -> Sequence[int]:
         """See `WeightStore.to_evaluate`."""
-        versions: Sequence[int] = self._get(self._handle.to_evaluate.remote(), "to evaluate")
+        versions: Sequence[int] = self._ask("to evaluate", "to_evaluate")
         return versions

@@ -43,10 +43,22 @@ class MemoryReplayQueue:
     def __init__(
         self,
         config: QueueConfig,
-        tickets: TicketSource,
+        tickets: TicketSource | None,
         frontier: Frontier | None = None,
         clock: Callable[[], float] = time.monotonic,
+        begun: bool = True,
     ) -> None:
+        """Makes a queue.
+
+        Args:
+          config: window, order and patience.
+          tickets: of the run; None: `supply` brings them, and until then nothing is leased.
+          frontier: what is already acked.
+          clock: seconds.
+          begun: False: nothing is leased before a learner says by `restart` from where it goes on.
+            A process that was started anew knows nothing of what its predecessor had acked.
+        """
+        self._begun = begun
         self._tickets = tickets
         self._clock = clock
         incarnation = secrets.token_hex(4)
@@ -71,7 +83,7 @@ class MemoryReplayQueue:
             raise QueueClosed("the replay queue is closed: the run is over")
         stage = Stage(stage)
         self._fence.check(epoch)
-        leases = self._state.lease(stage, n, ttl, worker, self._clock(), first)
+        leases = self._leases(stage, n, ttl, worker, self._clock(), first)
         if leases or wait <= 0:
             self._serve()  # what expired meanwhile may be for others
             return leases
@@ -89,6 +101,11 @@ class MemoryReplayQueue:
                 waiter.answer.cancel()
                 self._waiters[stage].remove(waiter)
         return [] if waiter.answer.cancelled() else waiter.answer.result()
+
+    async def supply(self, tickets: TicketSource) -> None:
+        """Brings the tickets, which may be too large for a constructor's arguments in Ray."""
+        self._tickets = tickets
+        self._serve()
 
     async def renew(self, lease_ids: Sequence[str]) -> list[str]:
         """See `ReplayQueue.renew`."""
@@ -165,6 +182,7 @@ class MemoryReplayQueue:
         """See `ReplayQueue.restart`."""
         self._fence.check(epoch)
         self._state.restart(frontier, self._clock())
+        self._begun = True
         self._serve()
 
     async def close(self) -> None:
@@ -178,7 +196,15 @@ class MemoryReplayQueue:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _leases(
+        self, stage: Stage, n: int, ttl: float | None, worker: str, now: float, first: int | None
+    ) -> list[Lease]:
+        if not self._begun or self._tickets is None:
+            return []
+        return self._state.lease(stage, n, ttl, worker, now, first)
+
     def _mint(self, ordinal: int) -> bytes:
+        assert self._tickets is not None  # nothing is leased before
         return self._tickets.ticket(ordinal).to_bytes()
 
     def _serve(self) -> None:
@@ -187,9 +213,7 @@ class MemoryReplayQueue:
         self._state.expire(now)
         for stage, waiters in self._waiters.items():
             for waiter in list(waiters):
-                leases = self._state.lease(
-                    stage, waiter.n, waiter.ttl, waiter.worker, now, waiter.first
-                )
+                leases = self._leases(stage, waiter.n, waiter.ttl, waiter.worker, now, waiter.first)
                 if leases:
                     waiters.remove(waiter)
                     waiter.answer.set_result(leases)

@@ -37,7 +37,11 @@ class QueueClosed(Exception):
     """The run is over: there will be nothing more to lease."""
 
 
-class LearnerFenced(RuntimeError):
+class MustResume(RuntimeError):
+    """The learner has lost its place in the queue: it goes on from its last checkpoint."""
+
+
+class LearnerFenced(MustResume):
     """Another learner has taken the queue over: what this one asks has no effect; it must end."""
 
 

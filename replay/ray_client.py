@@ -1,10 +1,11 @@
 """The queue's contract over a Ray actor that holds a `MemoryReplayQueue`."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from protos.trajectory import FailureKind
 from replay.queue import (
@@ -16,9 +17,14 @@ from replay.queue import (
     Stats,
 )
 
+RETRY_SECONDS = 0.1
+
 
 class RayReplayQueue:
     """`ReplayQueue` for any process of the Ray job; no call waits for ever.
+
+    A queue whose process died, and is started anew, is waited for: the call is repeated. What it
+    had done before has no effect on the new queue, and is harmless to repeat on the old one.
 
     A lease that a call made but could not bring home (its timeout ran out) comes back to the queue
     by its ttl.
@@ -29,7 +35,8 @@ class RayReplayQueue:
 
         Args:
           handle: of `ray.remote(MemoryReplayQueue)`.
-          timeout: seconds that the queue may take to answer, beside a lease's own `wait`.
+          timeout: seconds that the queue may take to answer or to be started anew, beside a
+            lease's own `wait`.
         """
         if timeout <= 0:
             raise ValueError(f"timeout is {timeout} s; it must be positive")
@@ -100,9 +107,23 @@ class RayReplayQueue:
         self._call("close")
 
     def _call(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
-        timeout = self._timeout + wait
+        give_up = time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._attempt(method, arguments, self._timeout + wait)
+            except ActorUnavailableError as error:
+                if time.monotonic() > give_up:
+                    raise QueueUnavailable(
+                        f"replay queue could not do `{method}`: its process died and was not "
+                        f"started anew within {self._timeout:g} s. Ray says: {error}"
+                    ) from error
+                time.sleep(RETRY_SECONDS)
+
+    def _attempt(self, method: str, arguments: Sequence[Any], timeout: float) -> Any:
         try:
             return ray.get(getattr(self._handle, method).remote(*arguments), timeout=timeout)
+        except ActorUnavailableError:
+            raise
         except GetTimeoutError as error:
             raise QueueUnavailable(
                 f"replay queue did not answer `{method}` within {timeout:g} s: its actor "

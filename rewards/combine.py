@@ -94,6 +94,8 @@ class _Terms:
             return outcomes_of()
         except (InfrastructureError, CancelledError) as error:
             raise InfrastructureError(f"{name}: {error}") from error
+        except MemoryError as error:
+            raise MemoryError(f"{name}: {describe(error)}") from error
         except Exception as error:
             raise RewardContractError(f"{name}: {describe(error)}") from error
 

@@ -61,8 +61,8 @@ def judge_group(
 
 def group_failure(error: BaseException) -> GroupFailure:
     """What an exception of a reward means for its group."""
-    # What was called off says nothing of the data.
-    infrastructure = isinstance(error, InfrastructureError | CancelledError)
+    # What was called off says nothing of the data; nor does a process whose memory is full.
+    infrastructure = isinstance(error, InfrastructureError | CancelledError | MemoryError)
     kind = FailureKind.INFRASTRUCTURE if infrastructure else FailureKind.DATA
     return GroupFailure(kind, describe(error))
 

@@ -124,6 +124,12 @@ class RewardWorker(PullingWorker):
                     answer = self._begin(lease)
                 if answer.outcomes.done() or self._in_flight is None:
                     done.append(answer)
+                    if _out_of_memory(answer):
+                        self._flush_answers(done)
+                        self._queue.release([lease.id for lease in leases])  # what is left of them
+                        raise MemoryError("a reward ran out of memory") from (
+                            answer.outcomes.exception()
+                        )
                 else:
                     ours.remove(lease)
                     self._in_flight.add(answer)
@@ -210,3 +216,9 @@ class RewardWorker(PullingWorker):
         about = {"ordinal": ticket.ordinal, "example": ticket.example_id}
         logger.warning("%s: %s", self.status.worker, said, extra=about)
         self.status.failure(said)
+
+
+def _out_of_memory(answer: Answer) -> bool:
+    """Whether this process had no memory left: what it does next would fail too."""
+    outcomes = answer.outcomes
+    return not outcomes.cancelled() and isinstance(outcomes.exception(), MemoryError)

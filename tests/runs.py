@@ -144,9 +144,9 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def signal_worker(status: Mapping[str, Any], name: str, number: int) -> bool:
-    """Signals a running worker of a run; whether there was one."""
-    for worker in status["workers"]:
-        if worker["name"] == name and worker["state"] == "running" and worker["pid"]:
+    """Signals a running worker or service of a run; whether there was one."""
+    for worker in [*status["workers"], *status["services"]]:
+        if worker["name"] == name and worker.get("state", "running") == "running" and worker["pid"]:
             try:
                 os.kill(worker["pid"], number)
             except ProcessLookupError:  # it died since the status was taken

@@ -13,6 +13,7 @@ from deploy.cluster import PlacementError
 from deploy.run_directory import read_status
 from deploy.workers import WorkerError
 from learner.metrics import read_metrics
+from learner.ordinals import read_ordinals, surviving_steps
 from learner.stop import StopRequest
 from learner.tune import NothingToTrainError
 from tests.integration.test_tune import assert_same_weights
@@ -57,6 +58,23 @@ def test_a_killed_learner_resumes_to_the_same_bits(
     assert restarts(run, "learner") == 1
     assert_same_weights(run, undisturbed)
     assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("service", ["queue", "weights"])
+@pytest.mark.parametrize("checkpoint_every", [1, 100])
+def test_a_killed_service_is_started_anew_and_the_learner_goes_back(
+    tune: Tune, undisturbed: Run, service: str, checkpoint_every: int
+) -> None:
+    changes = {"rewards.terms": SLOW, "learner.checkpoint_every": checkpoint_every}
+    name = f"killed-{service}-{checkpoint_every}"
+    run = tune(name, changes, strike_once({service: SIGKILL}, at_step=3))
+    services = {each["name"]: each for each in run.statuses[-1]["services"]}
+    assert services[service]["restarts"] == 1
+    assert restarts(run, "learner") >= 1  # in the same process
+    assert_same_weights(run, undisturbed)
+    assert run.statuses[-1]["queue"]["quarantined"] == 0
+    steps = surviving_steps(read_ordinals(run.directory))
+    assert [o for step in steps for o in step.trained] == list(range(4 * STEPS))
 
 
 @pytest.mark.parametrize("worker", ["reward", "sampler"])

@@ -87,7 +87,7 @@ def test_auxiliary_array_that_is_not_finite_fails_its_own_sample():
         ([Scored(np.ones(2)), Scored(1.0)], (), "expected a number"),
         ([Scored(1.0), Scored(1.0)], ("match_iou",), "provides"),
         (KeyError("annotation"), (), "KeyError: 'annotation'"),
-        (MemoryError(), (), "MemoryError"),
+        (RecursionError(), (), "RecursionError"),
     ],
 )
 def test_broken_reward_is_a_data_failure_of_its_group(outcomes, provides, reason):
@@ -95,6 +95,13 @@ def test_broken_reward_is_a_data_failure_of_its_group(outcomes, provides, reason
     assert isinstance(result, GroupFailure)
     assert result.kind is FailureKind.DATA
     assert reason in result.reason
+
+
+def test_a_full_memory_is_a_failure_that_another_worker_may_not_have():
+    result = judged(MemoryError("1 GB"), ())
+    assert isinstance(result, GroupFailure)
+    assert result.kind is FailureKind.INFRASTRUCTURE
+    assert "MemoryError: 1 GB" in result.reason
 
 
 def test_raised_error_says_where():

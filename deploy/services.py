@@ -1,0 +1,128 @@
+"""The run's services, queue and weight store, as Ray actors that may die.
+
+Ray starts a dead one anew, under the same handle, and callers wait for that. Its memory is gone, so
+it is of no use before a learner has told it from where the run goes on: the queue hands out nothing
+until then, the store makes readers wait. The controller sees to it that the learner does.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError
+
+from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError
+from learner.weight_store import WeightStore
+from replay.memory import MemoryReplayQueue
+
+logger = logging.getLogger(__name__)
+
+
+def where_this_is() -> dict[str, Any]:
+    """The process and node of a Ray actor, from inside."""
+    return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+
+class QueueProcess(MemoryReplayQueue):
+    """The queue in memory, of one Ray actor."""
+
+    async def describe(self) -> dict[str, Any]:
+        """Where it is."""
+        return where_this_is()
+
+
+class WeightsProcess(WeightStore):
+    """The weight store."""
+
+    async def describe(self) -> dict[str, Any]:
+        """Where it is."""
+        return where_this_is()
+
+
+class Service:
+    """A service as the controller sees it: watched, and counted when Ray starts it anew."""
+
+    def __init__(
+        self,
+        name: str,
+        handle: Any,
+        failures_allowed: int,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Watches.
+
+        Args:
+          name: of the service.
+          handle: of its actor.
+          failures_allowed: within `FAILURE_WINDOW_SECONDS`.
+          on_start: called for each process of it, the first one included.
+        """
+        self._on_start = on_start
+        self.name, self.handle = name, handle
+        self.where: Mapping[str, Any] = {}
+        self.restarts = 0
+        self.failed_at: float | None = None
+        self._down = False
+        self._call: Any = None
+        self._allowed = failures_allowed
+        self._failures: deque[float] = deque()
+
+    def check(self) -> bool:
+        """Looks after it; whether it has been started anew since the last look.
+
+        Raises:
+          WorkerError: it dies again and again.
+          RayActorError: Ray does not start it any more.
+        """
+        if self._call is None:
+            self._call = self.handle.describe.remote()
+            return False
+        if not ray.wait([self._call], timeout=0)[0]:
+            return False
+        call, self._call = self._call, None
+        try:
+            where = ray.get(call, timeout=0)
+        except ActorUnavailableError as error:
+            self._noticed(str(error).strip().splitlines()[0])
+            return False
+        if self.where.get("pid") == where["pid"]:
+            self._down = False
+            return False
+        self._on_start()
+        if not self.where:
+            self.where, self._down = where, False
+            return False
+        self._noticed("its process is another one now")
+        self.where, self._down = where, False
+        self.restarts += 1
+        logger.warning("the %s runs as process %s now, and is empty", self.name, where["pid"])
+        return True
+
+    def _noticed(self, reason: str) -> None:
+        """Once a death: until it is there again, every look says the same."""
+        if self._down:
+            return
+        self._down, self.failed_at = True, time.time()
+        self._failures.append(self.failed_at)
+        while self.failed_at - self._failures[0] > FAILURE_WINDOW_SECONDS:
+            self._failures.popleft()
+        if len(self._failures) > self._allowed:
+            raise WorkerError(
+                f"the {self.name} died {len(self._failures)} times within "
+                f"{FAILURE_WINDOW_SECONDS:g} s; the last reason: {reason}"
+            )
+        logger.warning("the %s died: %s; it is started again", self.name, reason)
+
+    def status(self) -> dict[str, Any]:
+        """For `rewardtune status`."""
+        return {
+            "name": self.name,
+            "pid": self.where.get("pid"),
+            "node": self.where.get("node"),
+            "restarts": self.restarts,
+            "failed_at": self.failed_at,
+        }
