@@ -23,6 +23,7 @@ from deploy.scale_command import scale
 from deploy.score_commands import score_app
 from deploy.serve_commands import serve_app
 from deploy.simulation.command import simulate_runs
+from deploy.soak.command import soak
 from deploy.status_command import status
 from deploy.submit_command import submit
 from deploy.work_command import work_app
@@ -216,6 +217,7 @@ app.command()(friendly(status))
 app.command()(friendly(plan))
 app.command()(friendly(doctor))
 app.command()(friendly(scale))
+app.command()(friendly(soak))
 app.command()(friendly(submit))
 app.command("simulate")(friendly(simulate_runs))
 
