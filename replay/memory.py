@@ -159,6 +159,7 @@ class MemoryReplayQueue:
         self._fence.check(epoch)
         now = self._clock()
         try:
+            self._state.check_ack([*ordinals, *dropped], now)  # all of it or nothing
             self._state.ack(ordinals, now)
             self._state.ack(dropped, now, dropped=True)
         finally:

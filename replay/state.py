@@ -199,14 +199,7 @@ class QueueState:
         Raises:
           ValueError: an ordinal is neither acked nor in `to_train`; then nothing is acked.
         """
-        self.expire(now)
-        for ordinal in ordinals:
-            if ordinal in self._acked:
-                continue
-            item = self._items.get(ordinal)
-            if item is None or item.stage is not Stage.TO_TRAIN:
-                where = "not handed out" if item is None else f"in {item.stage}"
-                raise ValueError(f"cannot ack ordinal {ordinal}: it is {where}, not in to_train")
+        self.check_ack(ordinals, now)
         for ordinal in set(ordinals):
             if ordinal in self._acked:
                 continue
@@ -217,6 +210,17 @@ class QueueState:
             else:
                 del self._ready[Stage.TO_TRAIN].since[ordinal]
             self._acked.add(ordinal, dropped)
+
+    def check_ack(self, ordinals: Sequence[int], now: float) -> None:
+        """Raises what `ack` of these would; for a caller that makes two of it."""
+        self.expire(now)
+        for ordinal in ordinals:
+            if ordinal in self._acked:
+                continue
+            item = self._items.get(ordinal)
+            if item is None or item.stage is not Stage.TO_TRAIN:
+                where = "not handed out" if item is None else f"in {item.stage}"
+                raise ValueError(f"cannot ack ordinal {ordinal}: it is {where}, not in to_train")
 
     def is_acked(self, ordinal: int) -> bool:
         """Whether the learner is done with it."""

@@ -1,5 +1,6 @@
 """A simulated run: roles, controller and faults, from a seed to a verdict."""
 
+import gc
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -97,6 +98,8 @@ def simulate(
     """
     run = _Run(simulation, rules, server, learners)
     began = time.process_time()
+    collecting = gc.isenabled()
+    gc.disable()  # there are next to no cycles, and a collection looks at millions of objects
     try:
         run.to_the_end()
         run.judge()
@@ -106,6 +109,9 @@ def simulate(
             f"after {run.world.events} events: {type(error).__name__}: {error}\n"
             f"the last events (virtual seconds, what):\n{recent}\nagain: {simulation.command}"
         ) from error
+    finally:
+        if collecting:
+            gc.enable()
     return run.figures(time.process_time() - began)
 
 

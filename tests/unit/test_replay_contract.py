@@ -38,6 +38,16 @@ def test_the_window_holds_back_samplers_until_acks(open_queue):
     assert ordinals(queue.lease("to_sample", 1, None, "s")) == [8, 9]
 
 
+def test_an_ack_that_is_refused_acks_nothing(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 1)
+    advance(queue, "to_score", 2)
+    for trained, dropped in (([0, 7], [1]), ([0], [1, 7])):
+        with pytest.raises(ValueError, match="cannot ack ordinal 7"):
+            queue.ack(trained, dropped=dropped)
+        assert queue.frontier() == Frontier()
+
+
 def test_ordered_training_waits_for_the_whole_step(open_queue):
     queue = open_queue(config())
     advance(queue, "to_sample", 4)

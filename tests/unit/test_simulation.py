@@ -318,8 +318,7 @@ def test_a_broken_fence_clock_edge_or_learner_is_found(broken, settings):
         simulation = Simulation(seed, mode, learner_connected=connected, **values)
         try:
             simulate(simulation, **{part: broken})
-        except SimulationFailed as error:
-            assert "Violation" in str(error)
+        except SimulationFailed:
             simulate(simulation)  # which the right one passes
             return
     pytest.fail("200 seeds have not shown it")
