@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import EvaluationConfig, SamplerConfig
+from deploy.uploaded import all_as_uploaded
 from learner.config import PretrainConfig, StageOneConfig, TuneConfig
 from replay.config import QueueConfig
 from replay.pacing import PacingConfig
@@ -245,7 +246,9 @@ class RunConfig(BaseModel):
             # The kind of device and the number of threads decide the last bit.
             resources = values[section].pop("resources")
             values[section]["computes_on"] = [resources["num_gpus"] > 0, resources["threads"]]
-        return values
+        # A job that is submitted again finds the same files elsewhere.
+        uploaded: dict[str, Any] = all_as_uploaded(values)
+        return uploaded
 
 
 # How many workers do the work, how it is watched and how long it goes on changes no step's result.

@@ -20,6 +20,7 @@ from deploy.config import RunConfig
 from deploy.logs import configure_logging, flush_logs
 from deploy.policies import Policies, to_device
 from deploy.queues import join_queue, traced_queue
+from deploy.uploaded import as_uploaded
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import PullingWorker
 from replay.queue import ReplayQueue
@@ -318,9 +319,14 @@ def load_initial(config: RunConfig, model: Any, task: Task) -> Any:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """A checkpoint's path: as given, or relative to the repository."""
-    repository = Path(__file__).resolve().parent.parent
-    return path if path.exists() or path.is_absolute() else repository / path
+    """A checkpoint's path: as given, or relative to the repository.
+
+    That of a job which is over may be gone with its working directory, and be here all the same.
+    """
+    if path.exists():
+        return path
+    repository, path = Path(__file__).resolve().parent.parent, as_uploaded(path)
+    return path if path.exists() else repository / path
 
 
 def identity_digest(config: RunConfig) -> str:

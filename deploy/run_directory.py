@@ -14,13 +14,12 @@ import yaml
 
 if TYPE_CHECKING:  # heavy, and not needed to read a status
     from deploy.config import RunConfig
+from deploy.uploaded import UPLOADED
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
 EVALUATION_FILE = "evaluation.json"
 LOCK_FILE = ".lock"
-# Ray unpacks a job's working directory below a directory of this name.
-UPLOADED = "working_dir_files"
 ID_FILE = ".id"
 
 

@@ -161,6 +161,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_no_actor_and_is_resumed(
     assert (runs / "job" / "checkpoints" / str(status["step"])).is_dir()
     wait_for(lambda: not [name for name in actors_alive(head, project) if "Process" in name])
 
+    (project / "notes.txt").write_text("another upload, which lies elsewhere on the head")
     resumed = head.run(
         *("rewardtune", "submit", "config.yaml", slow, rare, "--address", head.jobs, "--follow"),
         *("--runs", str(runs)),

@@ -11,7 +11,9 @@ import pytest
 from deploy import submit
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError, read_config
-from deploy.run_directory import UPLOADED, RunDirectoryError, check_outlives_job
+from deploy.processes import identity_digest, resolve_checkpoint
+from deploy.run_directory import RunDirectoryError, check_outlives_job
+from deploy.uploaded import UPLOADED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRESET = "configs/quickstart/detection_map.yaml"
@@ -122,3 +124,21 @@ def test_a_run_in_a_jobs_working_directory_is_refused(tmp_path, monkeypatch: Any
         check_outlives_job(Path("runs"))
     monkeypatch.chdir(tmp_path)
     check_outlives_job(Path("runs"))
+
+
+def test_a_job_that_is_submitted_again_is_the_same_run_wherever_its_copy_lies(
+    tmp_path, monkeypatch
+):
+    digests = []
+    for session, package in (("session_1", "_ray_pkg_a"), ("session_2", "_ray_pkg_b")):
+        there = tmp_path / session / UPLOADED / package
+        (there / "checkpoints").mkdir(parents=True)
+        (there / "checkpoints" / "quickstart_detection.npz").touch()
+        monkeypatch.chdir(there)
+        config = read_config(PRESET, ["runs=/shared"], RunConfig).with_absolute_paths()
+        assert config.initial == there / "checkpoints" / "quickstart_detection.npz"
+        digests.append(identity_digest(config))
+    assert digests[0] == digests[1]
+    gone = tmp_path / "session_0" / UPLOADED / "_ray_pkg_c" / "checkpoints"
+    found = resolve_checkpoint(gone / "quickstart_detection.npz")
+    assert found.samefile(there / "checkpoints" / "quickstart_detection.npz")
