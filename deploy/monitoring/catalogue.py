@@ -15,14 +15,13 @@ RAY_PREFIX = "ray_"
 STAGES = ("to_sample", "to_score", "to_train")
 ROLES = ("learner", "sampler", "reward", "evaluator")
 # As `deploy.run_status` has them.
+ENDED = ("finished", "stopped", "failed")
 RUN_STATES = (
     "starting",
     "waiting for a learner",
     "waiting",
     "training",
-    "finished",
-    "stopped",
-    "failed",
+    *ENDED,
 )
 WORKER_STATES = ("pending", "running", "draining", "outside", "ended")
 
@@ -67,6 +66,13 @@ METRICS: tuple[Metric, ...] = (
         "0 or 1",
         "1 for the state that the run is in.",
         {"state": RUN_STATES},
+    ),
+    Metric(
+        "ended_total",
+        "counter",
+        "runs",
+        "1 once the run has ended, by how. It stays while Ray's node does, and gauges do not.",
+        {"state": ENDED},
     ),
     Metric(
         "status_timestamp_seconds",

@@ -203,6 +203,7 @@ LEARNER = Dashboard(
             [Query(f"{gauge('run_state', ['state'])} > 0", "{{run}} {{state}}")],
             kind="state-timeline",
         ),
+        Panel("Ended", [Query(gauge("ended_total", ["state"]), "{{run}} {{state}}")]),
     ],
 )
 

@@ -12,7 +12,15 @@ from typing import Any, Protocol
 from ray.util.metrics import Counter, Gauge
 
 from deploy.config import RunConfig
-from deploy.monitoring.catalogue import BY_NAME, METRICS, ROLES, RUN_STATES, WORKER_STATES, Metric
+from deploy.monitoring.catalogue import (
+    BY_NAME,
+    ENDED,
+    METRICS,
+    ROLES,
+    RUN_STATES,
+    WORKER_STATES,
+    Metric,
+)
 
 Reading = tuple[str, float, dict[str, str]]
 """Name of a gauge, its value, its labels."""
@@ -119,6 +127,8 @@ class RunMetrics:
         yield from _worker_gauges(status)
 
     def _totals(self, status: Mapping[str, Any]) -> Iterator[Total]:
+        for state in ENDED:
+            yield "ended_total", "run", state == status["state"], {"state": state}
         queue = status["queue"]
         yield "groups_total", "queue", queue["quarantined"], {"outcome": "quarantined"}
         for event in ("expired", "redelivered"):

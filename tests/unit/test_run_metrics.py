@@ -153,6 +153,15 @@ def test_the_state_of_the_run_is_one_of_its_series():
     assert gauges["step",] == 7
 
 
+def test_the_end_of_a_run_is_counted_once_however_often_it_is_told():
+    ours = workers({"step": 9, "state": "training"})
+    ended = workers()
+    ended[0].finished = {"step": 9, "state": "stopped"}
+    counters = exported(workers(), ours, ended, ended).counters
+    counted = {key[1]: value for key, value in counters.items() if key[0] == "ended_total"}
+    assert counted == {"finished": 0, "stopped": 1, "failed": 0}
+
+
 def test_names_are_what_prometheus_wants():
     assert len(BY_NAME) == len(METRICS)
     for metric in METRICS:
