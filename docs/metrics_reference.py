@@ -17,8 +17,7 @@ PREAMBLE = """\
 
 How to see them is in [observability](observability.md). All are exported by a run's controller
 through Ray, which puts `ray_` before the names and adds labels of its own (such as `SessionName`).
-Every series has the label `run`. No label names a worker, an example or an
-ordinal.
+Every series has the label `run`. No label names a worker, an example or an ordinal.
 
 Counters count what the run's present controller has seen. They are there at 0 before anything has
 happened, and do not fall when a worker dies: its successor adds to what it had done. What a process
