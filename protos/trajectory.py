@@ -350,4 +350,7 @@ def array(name: str, message: pb.Array) -> np.ndarray:
         raise WireError(
             f"{name} has {len(message.data)} bytes; {message.dtype}{list(shape)} takes {expected}"
         )
-    return np.frombuffer(message.data, dtype=wire).reshape(shape)
+    try:
+        return np.frombuffer(message.data, dtype=wire).reshape(shape)
+    except ValueError as error:  # too many axes; or too long ones beside one of length 0
+        raise WireError(f"{name} has {len(shape)} axes, which no array has: {error}") from error

@@ -125,6 +125,8 @@ def test_reading_a_group_gives_views_not_copies():
         (pb.Array(dtype="complex128", shape=[1], data=b"\0" * 16), "dtype 'complex128'"),
         (pb.Array(dtype="", shape=[], data=b""), "dtype ''"),
         (pb.Array(dtype="int8", shape=[2**62, 4], data=b""), "takes 18446744073709551616"),
+        (pb.Array(dtype="int8", shape=[1] * 65, data=b"\0"), "65 axes"),
+        (pb.Array(dtype="int8", shape=[0, 2**62, 4], data=b""), "too big"),
     ],
 )
 def test_an_array_that_lies_names_the_lie(message, says):
