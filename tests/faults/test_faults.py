@@ -60,8 +60,7 @@ def test_a_killed_learner_resumes_to_the_same_bits(
     assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("service", ["queue", "weights"])
-@pytest.mark.parametrize("checkpoint_every", [1, 100])
+@pytest.mark.parametrize(("service", "checkpoint_every"), [("queue", 100), ("weights", 1)])
 def test_a_killed_service_is_started_anew_and_the_learner_goes_back(
     tune: Tune, undisturbed: Run, service: str, checkpoint_every: int
 ) -> None:
