@@ -218,7 +218,7 @@ def run(messages: int, seed: int, directory: Path) -> dict[str, Any]:
                 tokens[status] += metadata is not GOOD
                 guarded = (metadata is not GOOD) != (status == "UNAUTHENTICATED")
                 if status not in EXPECTED or guarded or (status != "OK" and after != before):
-                    shown = [part[:2000].hex() for part in parts]
+                    shown = [part[:20_000].hex() for part in parts]
                     raise AssertionError(
                         f"message {sent} of seed {seed}: {path} answered {status} ({reason}) with "
                         f"{metadata}; changed: {after != before}; sent {shown}"

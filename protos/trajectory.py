@@ -23,6 +23,7 @@ DTYPES = (
     *(f"float{bits}" for bits in (16, 32, 64)),
 )
 _WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+MAX_AXES = 64  # of numpy; and a number of more digits than Python writes would need more
 _M = TypeVar("_M", bound=Message)
 
 
@@ -345,6 +346,8 @@ def array(name: str, message: pb.Array) -> np.ndarray:
     shape = tuple(message.shape)
     if any(length < 0 for length in shape):
         raise WireError(f"{name} has shape {list(shape)}; no axis can be negative")
+    if len(shape) > MAX_AXES:
+        raise WireError(f"{name} has {len(shape)} axes; no array has more than {MAX_AXES}")
     expected = math.prod(shape) * wire.itemsize  # Python integers: no overflow to hide behind
     if len(message.data) != expected:
         raise WireError(
@@ -352,5 +355,5 @@ def array(name: str, message: pb.Array) -> np.ndarray:
         )
     try:
         return np.frombuffer(message.data, dtype=wire).reshape(shape)
-    except ValueError as error:  # too many axes; or too long ones beside one of length 0
-        raise WireError(f"{name} has {len(shape)} axes, which no array has: {error}") from error
+    except ValueError as error:  # too long axes beside one of length 0
+        raise WireError(f"{name} has shape {list(shape)}, which no array has: {error}") from error

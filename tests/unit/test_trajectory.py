@@ -126,6 +126,7 @@ def test_reading_a_group_gives_views_not_copies():
         (pb.Array(dtype="", shape=[], data=b""), "dtype ''"),
         (pb.Array(dtype="int8", shape=[2**62, 4], data=b""), "takes 18446744073709551616"),
         (pb.Array(dtype="int8", shape=[1] * 65, data=b"\0"), "65 axes"),
+        (pb.Array(dtype="int8", shape=[2**62] * 300, data=b"\0"), "300 axes"),
         (pb.Array(dtype="int8", shape=[0, 2**62, 4], data=b""), "too big"),
     ],
 )
