@@ -44,7 +44,7 @@ from tests.remote_rewards import Server
 
 RESULTS = Path(__file__).parent / "results" / "weights.json"
 SIZES = {"100 MB": 100_000_000, "1 GB": 1_000_000_000}
-REPEATS = 5
+REPEATS = 3
 RAY_READERS, GRPC_READERS = 8, 4
 ARRAY = 1_000_000  # floats; a policy has some dozens of arrays
 SPAWN = multiprocessing.get_context("spawn")
