@@ -13,7 +13,9 @@ holds a checked parameter tree, medians of repeats:
 on its device when its block is done (`without_loading_ahead`, with its parts), and if its block
 took longer than the loading, which was done meanwhile (`loading_ahead`).
 
-    python -m benchmarks.weights        # writes benchmarks/results/weights.json
+    python -m benchmarks.weights        # writes benchmarks/results/weights.json; `ray` or `grpc`: one
+
+`load` is the machine's load average at the end: above its cores, others were at work.
 """
 
 import json
@@ -24,7 +26,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,26 +193,30 @@ def by_grpc(size: int) -> dict[str, Any]:
 def compared(figures: dict[str, Any], readers: int, copy: float) -> dict[str, Any]:
     """The figures, and what they are in copies."""
     ratio = figures["all_readers"] / copy
-    return figures | {"readers": readers, "ratio": ratio, "per_reader": ratio / readers}
+    told = {"memory_copy": copy, "readers": readers, "load": os.getloadavg()[0]}
+    return figures | told | {"ratio": ratio, "per_reader": ratio / readers}
 
 
-def main() -> None:
-    ray.init(num_cpus=2, object_store_memory=3_500_000_000, include_dashboard=False)
+def main(parts: Sequence[str]) -> None:
     results: dict[str, Any] = {}
+    if RESULTS.exists():
+        results = json.loads(RESULTS.read_text())["sizes"]
+    if "ray" in parts:
+        ray.init(num_cpus=2, object_store_memory=3_500_000_000, include_dashboard=False)
     for name, size in SIZES.items():
-        copy = memory_copy(size)
-        figures, pause = by_ray(size)
-        results[name] = {
-            "memory_copy": copy,
-            "ray": compared(figures, RAY_READERS, copy),
-            "pause": pause,
-        }
-        print(name, json.dumps(results[name]), flush=True)
-    ray.shutdown()
-    for name, size in SIZES.items():
-        copy = memory_copy(size)
-        results[name]["grpc"] = compared(by_grpc(size), GRPC_READERS, copy)
-        print(name, json.dumps(results[name]["grpc"]), flush=True)
+        of_size = results.setdefault(name, {})
+        for part in parts:
+            copy = memory_copy(size)
+            if part == "ray":
+                figures, of_size["pause"] = by_ray(size)
+                of_size["ray"] = compared(figures, RAY_READERS, copy)
+            else:
+                of_size["grpc"] = compared(by_grpc(size), GRPC_READERS, copy)
+            print(name, part, json.dumps(of_size), flush=True)
+        write(results)
+
+
+def write(results: dict[str, Any]) -> None:
     about = {
         "command": "python -m benchmarks.weights",
         "unit": "seconds; ratio and per_reader in memory copies",
@@ -224,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ("ray", "grpc"))
