@@ -13,9 +13,10 @@ holds a checked parameter tree, medians of repeats:
 on its device when its block is done (`without_loading_ahead`, with its parts), and if its block
 took longer than the loading, which was done meanwhile (`loading_ahead`).
 
-    python -m benchmarks.weights        # writes benchmarks/results/weights.json; `ray` or `grpc`: one
+    python -m benchmarks.weights        # writes benchmarks/results/weights.json
 
-`load` is the machine's load average at the end: above its cores, others were at work.
+(`ray` or `grpc` after it measures that part alone.) `load` is the machine's load average at the end:
+above its cores, others were at work.
 """
 
 import json
