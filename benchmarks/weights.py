@@ -15,8 +15,8 @@ took longer than the loading, which was done meanwhile (`loading_ahead`).
 
     python -m benchmarks.weights        # writes benchmarks/results/weights.json
 
-(`ray` or `grpc` after it measures that part alone.) `load` is the machine's load average at the end:
-above its cores, others were at work.
+(`ray` or `grpc` after it measures that part alone.) `load` is the machine's load average at the
+end: above its cores, others were at work.
 """
 
 import json
