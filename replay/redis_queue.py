@@ -1,8 +1,8 @@
 """The queue's contract over Redis: shared by any process that reaches it, and durable with AOF.
 
-The rules are those of `replay.state`, in `redis_queue.lua`: each call is one script, which Redis
-runs whole or not at all. Time is Redis's own, so workers' clocks do not matter. Tickets are not
-stored: who samples computes them.
+The rules are those of `replay.state`, in `redis_groups.lua` and `redis_queue.lua`: each call is one
+script, which Redis runs whole or not at all. Time is Redis's own, so workers' clocks do not matter.
+Tickets are not stored: who samples computes them.
 """
 
 import hashlib
@@ -39,7 +39,9 @@ FIRST_POLL, LONGEST_POLL = 0.002, 0.1
 OWNER_SECONDS = 30.0
 """A run whose owner asked for no stats for so long has none."""
 
-_SCRIPT = (Path(__file__).parent / "redis_queue.lua").read_bytes()
+_SCRIPT = b"\n".join(
+    (Path(__file__).parent / name).read_bytes() for name in ("redis_groups.lua", "redis_queue.lua")
+)
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 
 Argument = bytes | str | int | float

@@ -146,7 +146,6 @@ def test_any_interleaving_keeps_the_invariants_on_redis():
             def command_resumes(self):
                 """Who held leases ended with the last command; the rest is as it was."""
                 identity = f"run {self.incarnations}"
-                self.model_expire()
                 assert self.queue.at(self.now).open(self.config, OWNER, identity)
                 self.live.clear()
 

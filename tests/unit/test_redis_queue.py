@@ -288,7 +288,7 @@ def test_a_command_that_resumes_finds_its_groups_and_gives_back_all_leases(serve
     assert pass_stage(queue, "to_score", 1, b"scored") == [0]
     (scoring,) = queue.lease("to_score", 1, None, "dead")
     sampling = queue.lease("to_sample", 1, None, "dead")
-    queue.lease("to_sample", 1, None, "dead")
+    queue.lease("to_sample", 1, 0.001, "dead")
     queue.close()
     # With more steps, and a learner that has seen nothing of it.
     config = CONFIG.model_copy(update={"total_groups": 400, "score_ttl": 7.0})

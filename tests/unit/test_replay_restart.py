@@ -52,7 +52,9 @@ def test_survivors_that_the_window_has_no_room_for_come_back_with_their_ordinals
         advance(queue, "to_score", 4, b"scored")
         queue.ack(ordinals(queue.lease("to_train", 4, None, "l")))
     advance(queue, "to_sample", 1, b"survives")
+    (held,) = queue.lease("to_score", 1, None, "r")
     queue.restart(Frontier())
+    assert queue.complete([(held.id, b"scored")]) == [Completion.TOO_LATE]
     assert queue.lease("to_score", 9, None, "r") == []
     queue.restart(Frontier())  # again, before they came back
     for step in range(2):

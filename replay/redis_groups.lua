@@ -1,0 +1,358 @@
+-- The replay queue's rules (replay/state.py) inside Redis: one call is one transition, and no other
+-- call sees it half done. Here: what is kept, and the steps that transitions are made of. The
+-- transitions follow in redis_queue.lua; both are one script.
+--
+-- KEYS[1]: the run's `meta`; every other key of the run begins as it does.
+-- KEYS[2]: the last reply to this client, so that a call repeated after a lost connection has its
+--          effect once.
+-- ARGV: operation, request id, '1' for a repeated request, the time ('' for Redis's own), arguments.
+-- Returns {verdict, result}: 'ok', 'missing' (no such run here), 'closed', 'full', 'invalid' (with
+-- the reason), 'taken' (with the owner) or 'fenced' (with the epoch of a learner whose place is taken).
+--
+-- meta         hash: settings, frontier, counters
+-- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons, how many groups
+--              were acked when its samples came in}
+-- parked       hash: as items, of survivors of a restart that the window has no room for yet
+-- payloads     hash: ordinal -> bytes of its stage; none in to_sample, whose tickets are computed
+-- leases       hash: lease id -> {ordinal, stage, worker, ttl, deadline unless renewed, call}
+-- newest       hash: worker -> its last call of `lease`, unless that was given nothing; now and then
+--              cleared of those that hold nothing
+-- acked        sorted set of the acked ordinals above `next_unacked`
+-- STAGE:ready, STAGE:since, STAGE:deadlines    sorted sets: ordinals by ordinal and by the time they
+--              entered, lease ids by the time they end
+-- STAGE:waits  list of the latest waits
+-- quarantine, reasons    lists of what was given up and why deliveries failed
+-- expired      hash: worker -> expired leases
+-- seen         sorted set: workers by when they last asked for work, within some seconds
+
+local meta = KEYS[1]
+local base = string.sub(meta, 1, -5)
+local operation, request, again, clock = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
+local STAGES = {'to_sample', 'to_score', 'to_train'}
+local NUMBERS = {to_sample = 1, to_score = 2, to_train = 3}
+local SAMPLE, TRAIN = 1, 3
+local KEPT_WAITS, KEPT_QUARANTINED, KEPT_REASONS = 1024, 1000, 20
+local SEEN_SECONDS, SEEN_STEP = 60, 20  -- the first as replay/queue.py has it
+local REPLY_SECONDS = 3600
+local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS, SAMPLED_AT = 1, 2, 3, 4, 5, 6, 7  -- of an item
+local ORDINAL, WORKER, TTL, CALL = 1, 3, 4, 6                             -- of a lease, and STAGE = 2
+
+local call = redis.call
+local function key(name) return base .. name end
+local function of_stage(stage, name) return base .. STAGES[stage] .. ':' .. name end
+local function whole(number) return string.format('%.0f', number) end
+local function exact(number) return string.format('%.17g', number) end
+
+local now = tonumber(clock)
+if not now then
+  local time = call('TIME')
+  now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+end
+
+-- Redis refuses a script's first write when memory is full, and lets all later ones pass. So the
+-- first one here, which changes nothing, tells whether it is full, and the second opens the door:
+-- only what adds a payload is refused, what drains the queue goes on.
+local full = nil
+local function begin_writing()
+  if full ~= nil then return end
+  local probe = redis.pcall('HSETNX', meta, 'block', '')
+  full = type(probe) == 'table' and probe.err ~= nil
+  if full and not string.find(probe.err, 'OOM', 1, true) then error(probe.err) end
+  call('HDEL', meta, 'probe')
+end
+
+local FIELDS = {'block', 'next_unacked', 'dropped', 'next_block', 'lease_count', 'window', 'total',
+                'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed', 'fences'}
+local run = {}
+local found = call('HMGET', meta, 'incarnation', unpack(FIELDS))
+if not found[1] and operation ~= 'open' then return {'missing'} end
+for i, field in ipairs(FIELDS) do run[field] = tonumber(found[i + 1]) end
+run.incarnation = found[1]
+
+-- Reads and writes are gathered, since a command costs more than what it carries: groups and leases
+-- are read many at a time and kept here, writes are made at the end, or before what they write is
+-- read again from Redis.
+local CHUNK = 4000  -- of Lua's stack
+local items, leases, parked, newly_acked = {}, {}, {}, {}
+local pending, order = {}, {}
+
+local function later(command, name, ...)
+  local id = command .. name
+  local write = pending[id]
+  if not write then
+    write = {command, name, {}}
+    pending[id] = write
+    table.insert(order, write)
+  end
+  for _, argument in ipairs({...}) do table.insert(write[3], argument) end
+end
+
+local function flush()
+  for _, write in ipairs(order) do
+    for from = 1, #write[3], CHUNK do
+      call(write[1], write[2], unpack(write[3], from, math.min(#write[3], from + CHUNK - 1)))
+    end
+  end
+  pending, order = {}, {}
+end
+
+local function many(name, fields)
+  local values = {}
+  for from = 1, #fields, CHUNK do
+    local to = math.min(#fields, from + CHUNK - 1)
+    for _, value in ipairs(call('HMGET', key(name), unpack(fields, from, to))) do
+      table.insert(values, value)
+    end
+  end
+  return values
+end
+local function load(cache, name, fields)
+  for i, packed in ipairs(many(name, fields)) do
+    if cache[fields[i]] == nil then cache[fields[i]] = packed and cmsgpack.unpack(packed) end
+  end
+end
+local function load_leases(ids)
+  load(leases, 'leases', ids)
+  local ordinals = {}
+  for _, id in ipairs(ids) do
+    if leases[id] then table.insert(ordinals, whole(leases[id][ORDINAL])) end
+  end
+  load(items, 'items', ordinals)
+end
+
+local function item_of(ordinal)
+  local field = whole(ordinal)
+  if items[field] == nil then load(items, 'items', {field}) end
+  return items[field]
+end
+local function put_item(ordinal, item)
+  items[whole(ordinal)] = item
+  later('HSET', key('items'), whole(ordinal), cmsgpack.pack(item))
+end
+local function lease_of(id)
+  if leases[id] == nil then load(leases, 'leases', {id}) end
+  return leases[id]
+end
+
+local some_acked = nil
+local function is_acked(ordinal)
+  if ordinal < run.next_unacked or newly_acked[ordinal] then return true end
+  if some_acked == nil then some_acked = call('ZCARD', key('acked')) > 0 end
+  return some_acked and call('ZSCORE', key('acked'), whole(ordinal)) ~= false
+end
+local function acked_count() return run.next_unacked + call('ZCARD', key('acked')) end
+local function count(field, by) call('HINCRBY', meta, field, by or 1) end
+
+local function make_ready(ordinal, item)
+  item[LEASE], item[SINCE] = '', now
+  put_item(ordinal, item)
+  later('ZADD', of_stage(item[STAGE], 'ready'), whole(ordinal), whole(ordinal))
+  later('ZADD', of_stage(item[STAGE], 'since'), exact(now), whole(ordinal))
+end
+
+local function take_ready(ordinal, stage)
+  later('ZREM', of_stage(stage, 'ready'), whole(ordinal))
+  later('ZREM', of_stage(stage, 'since'), whole(ordinal))
+end
+
+local function drop_lease(id, lease)
+  leases[id] = false
+  later('HDEL', key('leases'), id)
+  later('ZREM', of_stage(lease[2], 'deadlines'), id)
+end
+
+local function fail(id, lease, reason, is_data)
+  local ordinal, stage = lease[ORDINAL], lease[2]
+  local item = item_of(ordinal)
+  drop_lease(id, lease)
+  item[FAILED] = item[FAILED] + 1
+  table.insert(item[REASONS], reason)
+  call('RPUSH', key('reasons'),
+       string.format('ordinal %s, %s: ', whole(ordinal), STAGES[stage]) .. reason)
+  call('LTRIM', key('reasons'), -KEPT_REASONS, -1)
+  if (is_data or item[FAILED] >= run.max_deliveries) and item[TOMBSTONE] == 0 then
+    count('quarantined')
+    call('RPUSH', key('quarantine'), cmsgpack.pack({ordinal, STAGES[stage], item[REASONS]}))
+    call('LTRIM', key('quarantine'), -KEPT_QUARANTINED, -1)
+    later('HDEL', key('payloads'), whole(ordinal))
+    item[STAGE], item[FAILED], item[TOMBSTONE] = TRAIN, 0, 1
+  end
+  make_ready(ordinal, item)
+end
+
+local function give_back(id, lease)
+  drop_lease(id, lease)
+  make_ready(lease[ORDINAL], item_of(lease[ORDINAL]))
+end
+
+-- From a worker that died or fell silent: it fails what it was handed last, and nothing else. What a
+-- learner held is not failed: the next one trains the same groups.
+local function take_back(id, lease, reason)
+  if lease[2] ~= TRAIN and tonumber(call('HGET', key('newest'), lease[WORKER]) or nil) == lease[CALL] then
+    fail(id, lease, reason, false)
+  else
+    give_back(id, lease)
+  end
+end
+
+local function expire()
+  for stage = 1, 3 do
+    local due = call('ZRANGEBYSCORE', of_stage(stage, 'deadlines'), '-inf', exact(now))
+    for _, id in ipairs(due) do
+      begin_writing()
+      local lease = lease_of(id)
+      count('expired')
+      call('HINCRBY', key('expired'), lease[WORKER], 1)
+      take_back(id, lease, string.format('lease of %s expired: not renewed within %g s',
+                                         lease[WORKER], lease[TTL]))
+    end
+  end
+  flush()
+end
+
+-- Dropped groups that new ones replace; in ordered mode a step is its ordinals.
+local function made_up_for() return run.ordered == 1 and 0 or run.dropped end
+
+-- Makes the next block, with the survivors that were parked, if window and memory have room.
+local function mint_block()
+  local start, fresh, fields = run.next_block * run.block, {}, {}
+  if run.total and start >= run.total + math.ceil(made_up_for() / run.block) * run.block then
+    return false
+  end
+  for ordinal = start, start + run.block - 1 do
+    if not is_acked(ordinal) then
+      table.insert(fresh, ordinal)
+      table.insert(fields, whole(ordinal))
+    end
+  end
+  if call('HLEN', key('items')) + #fresh > run.window then return false end
+  begin_writing()
+  if full then return false end
+  run.next_block = run.next_block + 1
+  call('HSET', meta, 'next_block', whole(run.next_block))
+  if call('EXISTS', key('parked')) == 1 then load(parked, 'parked', fields) end
+  for i, ordinal in ipairs(fresh) do
+    local item = parked[fields[i]]
+    if item then later('HDEL', key('parked'), fields[i]) end
+    if item and item[LEASE] ~= '' then
+      put_item(ordinal, item)
+    else
+      make_ready(ordinal, item or {SAMPLE, 0, 0, '', now, {}, 0})
+    end
+  end
+  flush()
+  return true
+end
+
+-- The ready ordinals of the lowest n blocks that have any.
+local function next_blocks(n)
+  local ready, size, ordinals, from = of_stage(SAMPLE, 'ready'), run.block, {}, 0
+  for _ = 1, n do
+    local lowest = call('ZRANGEBYSCORE', ready, from, '+inf', 'LIMIT', 0, 1)[1]
+    while not lowest and mint_block() do
+      lowest = call('ZRANGEBYSCORE', ready, from, '+inf', 'LIMIT', 0, 1)[1]
+    end
+    if not lowest then break end
+    local block_end = (math.floor(tonumber(lowest) / size) + 1) * size
+    for _, member in ipairs(call('ZRANGEBYSCORE', ready, from, '(' .. whole(block_end))) do
+      table.insert(ordinals, tonumber(member))
+    end
+    from = block_end
+  end
+  return ordinals
+end
+
+-- The first n ordinals that are neither acked nor being trained; none unless all are ready.
+local function next_step(n)
+  local ordinals, ordinal, ready = {}, run.next_unacked, of_stage(TRAIN, 'ready')
+  while #ordinals < n do
+    if call('ZSCORE', ready, whole(ordinal)) then
+      table.insert(ordinals, ordinal)
+    elseif not is_acked(ordinal) then
+      local item = item_of(ordinal)
+      if #ordinals > 0 or not item or item[STAGE] ~= TRAIN then return {} end
+    end
+    ordinal = ordinal + 1
+  end
+  return ordinals
+end
+
+-- n ordinals from `first` on; none unless each is ready or in this worker's hands.
+local function share(first, n, worker)
+  local ordinals, fields, held, ids = {}, {}, {}, {}
+  for ordinal = first, first + n - 1 do
+    table.insert(ordinals, ordinal)
+    table.insert(fields, whole(ordinal))
+  end
+  load(items, 'items', fields)
+  for _, field in ipairs(fields) do
+    local item = items[field]
+    if not item or item[STAGE] ~= TRAIN then return {} end
+    if item[LEASE] ~= '' then table.insert(held, item[LEASE]) end
+  end
+  load(leases, 'leases', held)
+  for _, id in ipairs(held) do
+    if leases[id][WORKER] ~= worker then return {} end
+  end
+  if #held > 0 then begin_writing() end
+  for _, id in ipairs(held) do give_back(id, leases[id]) end
+  flush()
+  return ordinals
+end
+
+local function shown(ids, ordinals)
+  local answer, payloads = {}, many('payloads', ordinals)
+  for i, id in ipairs(ids) do
+    local lease = leases[id]
+    local item = items[ordinals[i]]
+    answer[i] = {id, ordinals[i], exact(lease[TTL]), exact(lease[5]), item[FAILED] + 1,
+                 payloads[i], item[REASONS],
+                 whole(lease[ORDINAL] - lease[ORDINAL] % run.block)}
+  end
+  return answer
+end
+
+local function remember(result)
+  call('SET', KEYS[2], cmsgpack.pack({request, result}), 'EX', REPLY_SECONDS)
+end
+local function remembered()
+  local packed = again and call('GET', KEYS[2])
+  local reply = packed and cmsgpack.unpack(packed)
+  return reply and reply[1] == request and reply[2]
+end
+
+local function clear(names)
+  for _, name in ipairs(names) do call('UNLINK', key(name)) end
+end
+local function clear_stages(names)
+  for _, stage in ipairs(STAGES) do
+    for _, name in ipairs(names) do call('UNLINK', key(stage .. ':' .. name)) end
+  end
+end
+
+-- The last learner's; '' is what is not checked.
+local function epoch() return run.incarnation .. '.' .. whole(run.fences or 0) end
+local function is_fenced(given) return given ~= '' and given ~= epoch() end
+
+-- A worker asks often while it waits: that is written down now and then.
+local function see(worker)
+  local before = tonumber(call('ZSCORE', key('seen'), worker) or nil)
+  if before and now - before < SEEN_STEP then return end
+  begin_writing()
+  if full then return end
+  call('ZADD', key('seen'), exact(now), worker)
+  call('ZREMRANGEBYSCORE', key('seen'), '-inf', exact(now - SEEN_SECONDS - SEEN_STEP))
+end
+
+-- Names are the workers' to choose, so those that hold nothing must not add up.
+local function forget_idle_workers()
+  if call('HLEN', key('newest')) <= 2 * call('HLEN', key('leases')) + 1024 then return end
+  local busy = {}
+  for _, packed in ipairs(call('HVALS', key('leases'))) do
+    busy[cmsgpack.unpack(packed)[WORKER]] = true
+  end
+  for _, worker in ipairs(call('HKEYS', key('newest'))) do
+    if not busy[worker] then later('HDEL', key('newest'), worker) end
+  end
+  flush()
+end
