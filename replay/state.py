@@ -234,9 +234,8 @@ class QueueState:
         """Goes back to what `frontier` says is acked; see `ReplayQueue.restart`."""
         self.expire(now)
         at_hand = self._parked | self._items
-        survivors = survivors_of(at_hand, self._quarantined, frontier, self.config.mode)
         self._begin_at(frontier)
-        self._parked = survivors
+        self._parked = survivors_of(at_hand, self._quarantined, frontier, self.config.mode)
         while self._parked and self._mint_block(now) is not None:
             pass
         for parked in self._parked.values():
@@ -296,8 +295,7 @@ class QueueState:
 
     def _mint_block(self, now: float) -> list[int] | None:
         """Makes the next block; returns what of it is to be sampled, or None without room."""
-        size, total = self.config.block, self.config.total_groups
-        start = self._next_block * size
+        size, total, start = self.config.block, self.config.total_groups, self._next_block * size
         if total is not None and start >= total + -(-self._made_up_for() // size) * size:
             return None
         ordinals = [o for o in range(start, start + size) if o not in self._acked]
