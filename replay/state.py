@@ -285,17 +285,15 @@ class QueueState:
         blocks = sorted({ordinal // size for ordinal in lowest})[:n]
         ordinals = [ordinal for ordinal in lowest if ordinal // size <= blocks[-1]]
         found = len(blocks)
-        while found < n:
-            minted = self._mint_block(now)
-            if minted is None:
-                break
+        while found < n and (minted := self._mint_block(now)) is not None:
             ordinals += minted
             found += bool(minted)
         return ordinals
 
     def _mint_block(self, now: float) -> list[int] | None:
         """Makes the next block; returns what of it is to be sampled, or None without room."""
-        size, total, start = self.config.block, self.config.total_groups, self._next_block * size
+        size, total = self.config.block, self.config.total_groups
+        start = self._next_block * size
         if total is not None and start >= total + -(-self._made_up_for() // size) * size:
             return None
         ordinals = [o for o in range(start, start + size) if o not in self._acked]
