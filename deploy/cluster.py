@@ -29,11 +29,12 @@ class PlacementError(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """What a role asks for, `count` times."""
+    """What a role asks for, `count` times; it can begin with `least` of them."""
 
     role: str
     count: int
     resources: Resources
+    least: int = 1
 
     def amounts(self) -> dict[str, float]:
         """By Ray's resource names, for one process."""
@@ -201,13 +202,13 @@ def infeasible(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) 
     ]
     if faults:
         return faults
-    for name, asked in _totals(requests, one_each=True).items():
+    for name, asked in _totals(requests, fewest=True).items():
         have = sum(node["Resources"].get(name, 0.0) for node in nodes)
         if asked > have + 1e-6:
             roles = ", ".join(str(request) for request in requests)
             faults.append(
-                f"one process of each role needs {name} {asked:g}, the cluster has {have:g}: "
-                + roles
+                f"one process of each role (of the learner one a host) needs {name} {asked:g}, "
+                f"the cluster has {have:g}: {roles}"
             )
     return faults
 
@@ -215,7 +216,7 @@ def infeasible(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) 
 def crowded(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """What all processes together ask for beyond what the nodes have."""
     doubts = []
-    for name, asked in _totals(requests, one_each=False).items():
+    for name, asked in _totals(requests, fewest=False).items():
         have = sum(node["Resources"].get(name, 0.0) for node in nodes)
         if asked > have + 1e-6:
             doubts.append(
@@ -225,11 +226,13 @@ def crowded(requests: Sequence[Request], nodes: Sequence[Mapping[str, Any]]) -> 
     return doubts
 
 
-def _totals(requests: Sequence[Request], one_each: bool) -> dict[str, float]:
+def _totals(requests: Sequence[Request], fewest: bool) -> dict[str, float]:
     totals: dict[str, float] = {}
     for request in requests:
         for name, amount in request.amounts().items():
-            totals[name] = totals.get(name, 0.0) + amount * (1 if one_each else request.count)
+            totals[name] = totals.get(name, 0.0) + amount * (
+                request.least if fewest else request.count
+            )
     return totals
 
 

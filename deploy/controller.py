@@ -131,7 +131,7 @@ class Controller:
             self._await_outside_learner(weights)
         self._pool.fill()
         learner = self._pool.learner
-        learner.begin()
+        self._pool.begin_learner()
         # Samplers ask for weights at once: the learner publishes the first before they start.
         self._watch(queue, lambda: weights.newest_version() is not None or stop.requested)
         self._pool.begin_others()

@@ -13,6 +13,7 @@ from deploy.processes import build_learner, load_initial
 from deploy.queues import traced_queue
 from deploy.run_directory import open_run_directory
 from deploy.runs import prepare_data
+from learner.hosts import join, leave
 from learner.packed_weights import VersionNotHeld
 from learner.remote_weights import RemoteWeights
 from learner.stop import StopRequest, TrainingInterrupted
@@ -34,22 +35,31 @@ def learn(
     config: str | None,
     overrides: Sequence[str],
     start_over: bool = False,
+    host: int = 0,
+    coordinator: str | None = None,
 ) -> dict[str, Any]:
     """Trains to the last step, and ends the run; the same call resumes. Returns the final status.
+
+    Of a learner of several hosts each makes this call, with its own index. When one is lost the
+    others end too, and the same calls resume.
 
     Args:
       replay: the run's queue.
       weights: its weight store.
-      directory: where this learner keeps its checkpoints and metrics.
+      directory: where this learner keeps its checkpoints and metrics; of several hosts the first
+        one keeps them, another one only what it begins from, in a directory below.
       config: a file; None: the config that the queue's server has.
       overrides: changes to it. What the numbers depend on must be as in the run.
       start_over: without a checkpoint, begin a run anew that has been trained already.
+      host: which of `learner.hosts` this is, from 0.
+      coordinator: of several hosts, HOST:PORT of the first one, for the others; a free port.
 
     Raises:
       TrainingInterrupted: asked to stop, or the run was ended.
       ConfigError: the queue is of another run than the config, or its data is another here, or
         its run has been trained for some steps that the directory knows nothing of.
-      LearnerFenced, OutOfStepError, QueueUnavailable, WeightsUnavailable, ...: what ended it.
+      HostLost: another host is gone.
+      LearnerFenced, QueueUnavailable, WeightsUnavailable, ...: what ended it.
     """
     queue, store = RemoteReplayQueue(replay), RemoteWeights(weights)
     with ExitStack() as connections, StopRequest() as stop:
@@ -58,21 +68,26 @@ def learn(
         served = queue.run()
         run = joined_config(served, replay.address, config, overrides)
         name = run.name
+        check_host(run, host, coordinator)
+        hosts = join(host, run.learner.hosts, coordinator)
+        if not hosts.first:
+            directory /= f"host-{host}"
         # Its directory is this learner's own: the run's may be on another machine.
         run = run.model_copy(update={"runs": directory.parent, "name": directory.name})
         prepare_data(run)
         task = build_task(run.task)
         check_task(task, served, replay.address)
         with open_run_directory(run):
-            if not start_over:
+            if hosts.first and not start_over:
                 check_goes_on(directory, queue, store)
             initial = _initial(run, task, store, directory)
             named = run.model_copy(update={"name": name})
             log_to_stderr(named, "learner")
             traced, send_spans = traced_queue(named, directory, "learner", queue)
-            learner = build_learner(named, task, traced, store, directory, initial)
+            learner = build_learner(named, task, traced, store, directory, initial, hosts)
             try:
                 result: dict[str, Any] = learner.run(stop)
+                leave(hosts)
             except QueueClosed as error:
                 step = learner.status["step"]
                 raise TrainingInterrupted(
@@ -80,13 +95,31 @@ def learn(
                 ) from error
             finally:
                 send_spans()
-        if result["state"] == "finished":
+        if result["state"] == "finished" and hosts.first:
             queue.close()
     if result["state"] != "finished":
         raise TrainingInterrupted(
             f"stopped after step {result['step']}; the same command resumes while the run lives"
         )
     return result
+
+
+def check_host(config: RunConfig, host: int, coordinator: str | None) -> None:
+    """Whether this host can be one of the learner's.
+
+    Raises:
+      ConfigError: there are not as many, or it cannot find the others.
+    """
+    count = config.learner.hosts
+    if not 0 <= host < count:
+        raise ConfigError(
+            f"--host {host}: learner.hosts is {count}, so a host is one of 0 .. {count - 1}"
+        )
+    if count > 1 and coordinator is None:
+        raise ConfigError(
+            f"learner.hosts is {count}: name with --coordinator HOST:PORT where the others find "
+            "host 0, the same on every host"
+        )
 
 
 def check_goes_on(directory: Path, queue: ReplayQueue, store: RemoteWeights) -> None:

@@ -26,8 +26,17 @@ def learn(
     start_over: Annotated[
         bool, typer.Option(help="Without a checkpoint, begin a trained run anew.")
     ] = False,
+    host: Annotated[
+        int, typer.Option(min=0, help="Which of learner.hosts this is; 0 keeps the checkpoints.")
+    ] = 0,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of host 0 for the others; the port is free.")
+    ] = None,
 ) -> None:
-    """Train a run with `learner.outside=true` from another process; run again to resume."""
+    """Train a run with `learner.outside=true` from another process; run again to resume.
+
+    Of a learner of several hosts each runs this, with its own --host and one --coordinator.
+    """
     from deploy.learn import learn as train
 
     result = train(
@@ -37,5 +46,7 @@ def learn(
         config,
         overrides or [],
         start_over,
+        host,
+        coordinator,
     )
     console.print(f"finished after step {result['step']}; checkpoints: {directory}")

@@ -72,7 +72,11 @@ def _run(target: str) -> Path | None:
 def _resources(values: dict[str, Any], plan: Plan) -> dict[str, float]:
     """What the balanced run asks of Ray, all its processes together."""
     total: dict[str, float] = {}
-    counts = {"learner": 1, "actors": plan.samplers, "rewards": plan.rewards}
+    counts = {
+        "learner": values["learner"]["hosts"],
+        "actors": plan.samplers,
+        "rewards": plan.rewards,
+    }
     if values["evaluation"]["every"]:
         counts["evaluation"] = 1
     for section, count in counts.items():

@@ -18,6 +18,7 @@ from deploy import processes
 from deploy.cluster import PlacementError, Request, actor_options, describe_nodes
 from deploy.coming_nodes import nodes_coming
 from deploy.config import RunConfig
+from deploy.learner_group import LearnerGroup, LearnerHost
 from deploy.workers import Worker
 from replay.queue import ReplayQueue
 
@@ -35,7 +36,8 @@ LAST_WORDS_SECONDS = 5.0
 def run_requests(config: RunConfig) -> list[Request]:
     """What a run asks of the cluster, a role each; the learner first where it is in Ray."""
     assert config.rewards is not None
-    learner = Request("learner", 1, config.learner.resources)
+    hosts = config.learner.hosts
+    learner = Request("learner", hosts, config.learner.resources, least=hosts)
     requests = [
         *([] if config.learner.outside else [learner]),
         Request("sampler", config.actors.count, config.actors.resources),
@@ -47,7 +49,7 @@ def run_requests(config: RunConfig) -> list[Request]:
 
 
 class Pool:
-    """The workers; the first is the learner."""
+    """The workers; the first is the learner, or its first host."""
 
     def __init__(self, config: RunConfig):
         self.workers: list[Worker] = []
@@ -56,22 +58,29 @@ class Pool:
         self._expired: dict[str, int] = {}
         self._names: Counter[str] = Counter()
         self._begun = False
+        self._learner_group = LearnerGroup()
 
     @property
     def learner(self) -> Worker:
-        """The learner."""
+        """The learner; of several hosts the first one, which speaks for all."""
         return self.workers[0]
 
     @property
     def others(self) -> Sequence[Worker]:
         """All but the learner."""
-        return self.workers[1:]
+        return [worker for worker in self.workers if worker.role != "learner"]
 
     def fill(self) -> None:
         """Adds a worker for each that was asked for; none begins yet."""
         for request in self._requests.values():
             for _ in range(request.count):
                 self._add(request)
+
+    def begin_learner(self) -> None:
+        """Begins the learner, on all hosts."""
+        for worker in self.workers:
+            if worker.role == "learner":
+                worker.begin()
 
     def begin_others(self) -> None:
         """Begins all but the learner."""
@@ -110,7 +119,10 @@ class Pool:
             return actor_class.options(**options).remote(config_json, name)
 
         allowed = self._config.cluster.failures_allowed
-        worker = Worker(name, request.role, start, failures_allowed=allowed)
+        if request.role == "learner":
+            worker: Worker = LearnerHost(name, start, self._learner_group, allowed)
+        else:
+            worker = Worker(name, request.role, start, failures_allowed=allowed)
         self.workers.append(worker)
         return worker
 
@@ -141,7 +153,8 @@ class Pool:
         for role in {worker.role for worker in self.workers}:
             workers = [worker for worker in self.workers if worker.role == role]
             waiting = [worker for worker in workers if worker.started is not None]
-            if len(waiting) < len(workers):
+            # The learner trains when all its hosts are there, the others one by one.
+            if not waiting or (role != "learner" and len(waiting) < len(workers)):
                 continue
             oldest = min(worker.since for worker in waiting)
             if time.monotonic() - oldest > limit and not nodes_coming():

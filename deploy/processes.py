@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
@@ -23,7 +23,7 @@ from deploy.queues import join_queue, traced_queue
 from deploy.uploaded import as_uploaded
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import PullingWorker
-from replay.queue import ReplayQueue
+from replay.queue import MustResume, ReplayQueue
 from replay.tickets import TicketSource
 from vision.tasks.registry import build_task
 from vision.tasks.task import Task, token_names
@@ -45,7 +45,7 @@ class StuckWorkerExit:
     def __init__(self, worker: str):
         self._worker = worker
 
-    def __call__(self, reason: str) -> None:
+    def __call__(self, reason: str) -> NoReturn:
         """A thread that hangs in a reward or a device cannot be ended in another way."""
         logger.error("%s: %s; this process ends and is replaced", self._worker, reason)
         logging.shutdown()
@@ -55,7 +55,7 @@ class StuckWorkerExit:
 class _Process:
     """What all role processes have in common."""
 
-    _role: Any
+    _role: Any = None
 
     def __repr__(self) -> str:
         """What it does, in Ray's dashboard and before its lines in Ray's logs."""
@@ -161,7 +161,7 @@ class RewardProcess(_Process):
 
 
 class LearnerProcess(_Process):
-    """The learner."""
+    """The learner, or one host of it."""
 
     def _does(self) -> str:
         learner = self.config.learner
@@ -172,13 +172,45 @@ class LearnerProcess(_Process):
         from learner.stop import StopRequest
 
         self._stop = StopRequest()
-        initial = load_initial(self.config, self.config.model.build(self.task), self.task)
-        self._role = build_learner(
-            self.config, self.task, self.queue, self.weights(), self.config.directory, initial
-        )
+        self._host, self._coordinator = 0, ""
+
+    def coordinator(self) -> str:
+        """HOST:PORT at which the others can find this host; the port is free now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def run(self, host: int = 0, coordinator: str | None = None) -> dict[str, Any]:
+        """Trains to the last step.
+
+        Args:
+          host: which of the learner's hosts this is.
+          coordinator: of several hosts, where the first one is.
+        """
+        self._host, self._coordinator = host, coordinator or ""
+        return super().run()
 
     def _run(self) -> dict[str, Any]:
-        return self._role.run(self._stop)
+        from learner.hosts import HostLost, join, leave
+
+        config = self.config
+        try:
+            # Before anything is computed: JAX learns of the others' devices only then.
+            hosts = join(self._host, config.learner.hosts, self._coordinator)
+            initial = load_initial(config, config.model.build(self.task), self.task)
+            self._role = build_learner(
+                config, self.task, self.queue, self.weights(), config.directory, initial, hosts
+            )
+            result: dict[str, Any] = self._role.run(self._stop)
+            leave(hosts)
+        except HostLost as error:
+            # Ray starts a new process: this one cannot find the others again.
+            StuckWorkerExit(self.worker)(str(error))
+        except MustResume as error:
+            if config.learner.hosts > 1:
+                StuckWorkerExit(self.worker)(str(error))
+            raise  # alone it resumes in this process
+        return result
 
     def stop(self) -> None:
         """Asks to end after the step at hand, with a checkpoint."""
@@ -186,7 +218,8 @@ class LearnerProcess(_Process):
 
     def status(self) -> dict[str, Any]:
         """Step, state and the last metrics."""
-        return self._role.status
+        status: dict[str, Any] = {} if self._role is None else self._role.status
+        return status
 
 
 class EvaluatorProcess(_Process):
@@ -273,9 +306,15 @@ def build_reward_worker(
 
 
 def build_learner(
-    config: RunConfig, task: Any, queue: ReplayQueue, weights: Any, directory: Path, initial: Any
+    config: RunConfig,
+    task: Any,
+    queue: ReplayQueue,
+    weights: Any,
+    directory: Path,
+    initial: Any,
+    hosts: Any = None,
 ) -> Any:
-    """The learner of a config, wherever its queue and weight store are."""
+    """The learner of a config, or this host's part of it, wherever queue and weight store are."""
     from learner.tune import Learner
 
     ordered = config.replay.mode == "ordered"
@@ -290,6 +329,7 @@ def build_learner(
         identity=identity_digest(config),
         max_staleness=None if ordered else config.replay.max_policy_lag,
         kept_policies=config.replay.policy_lag if ordered else 0,
+        hosts=hosts,
     )
 
 

@@ -11,6 +11,7 @@ OTHER_HARDWARE = (
     "actors.computes_on",
     "learner.computes_on",
     "learner.devices",
+    "learner.hosts",
     "learner.microbatches",
     "learner.shards",
 )

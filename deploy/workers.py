@@ -115,9 +115,13 @@ class Worker:
             self._failed(f"did not start: {error}", on_death)
             self.begin()
             return
+        logger.info("%s runs as process %s", self.name, self.where["pid"])
+        self._run()
+
+    def _run(self) -> None:
+        """Begins the role's work, now that the process is there."""
         self.running = self.handle.run.remote()
         self.ready_at = time.time()
-        logger.info("%s runs as process %s", self.name, self.where["pid"])
 
     def _after_run(self, on_death: Callable[["Worker", str], None]) -> None:
         call, self.running = self.running, None
@@ -145,6 +149,10 @@ class Worker:
                 f"{self.name} failed {len(self.failures)} times within "
                 f"{FAILURE_WINDOW_SECONDS:g} s; the last reason: {reason}"
             )
+        self._start_again(reason, on_death)
+
+    def _start_again(self, reason: str, on_death: Callable[["Worker", str], None]) -> None:
+        """Gives its work to others and waits for the process that Ray starts in its place."""
         logger.warning("%s: %s; it is started again", self.name, reason)
         if not self._ended:
             self.failed_at = time.time()
@@ -154,7 +162,7 @@ class Worker:
         self.restarts += 1
         self.where, self.status, self.status_call = {}, {}, None
         self.started = self.handle.describe.remote()
-        self.since = now
+        self.since = time.monotonic()
 
     def _refresh_status(self) -> None:
         if self.running is None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -80,7 +81,12 @@ class Checkpoints:
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                create=False,  # it is there, and Orbax cannot where only one host keeps them
                 enable_async_checkpointing=True,
+                # Of several hosts the first one alone keeps them, whole.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    active_processes={0} if jax.process_count() > 1 else None
+                ),
                 # Needed for best_step(); the policy above says what stays.
                 best_fn=None if best_metric is None else lambda metrics: metrics[best_metric],
             ),
@@ -113,7 +119,7 @@ class Checkpoints:
             return False
         self._check_space(state)
         # The next train step donates the state's buffers while Orbax still writes: give it copies.
-        copy = jax.tree.map(jnp.copy, state)
+        copy = jax.tree.map(lambda leaf: leaf.copy(), state)
         scored = metrics is not None and self._best_metric in metrics
         try:
             self._manager.save(
@@ -279,9 +285,14 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> Any:
+    """What Orbax reads a checkpoint as: numpy's arrays as such, the others where they lie."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
-            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
+        lambda leaf: (
+            leaf
+            if isinstance(leaf, np.ndarray)
+            else jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+                leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
+            )
         ),
         tree,
     )

@@ -220,12 +220,16 @@ class TuneConfig(Settings):
     microbatches: Annotated[int, Field(gt=0)] = 1
     """Parts that a batch is computed in, one after the other, to save memory; same gradients."""
 
+    hosts: Annotated[int, Field(gt=0)] = 1
+    """Processes that train together, each on `devices` of its own; more than one find each other
+    by `jax.distributed`. Each is asked for with `resources`."""
+
     devices: Annotated[int, Field(gt=0)] = 1
-    """JAX devices that share a batch."""
+    """JAX devices of each host; those of all hosts share a batch."""
 
     shards: Annotated[int, Field(gt=0)] = 1
     """Devices that share one copy of parameters and optimizer state, for models that do not fit
-    one; `devices` must be a multiple of it."""
+    one; hosts * devices must be a multiple of it. One copy may span hosts."""
 
     reinforce: ReinforceConfig = ReinforceConfig()
     """The objective."""
@@ -257,7 +261,7 @@ class TuneConfig(Settings):
     started again from its last checkpoint."""
 
     resources: Resources = Resources()
-    """Of the learner's process."""
+    """Of the learner's process, on each host."""
 
     outside: bool = False
     """The run starts no learner: `rewardtune learn` trains in a process outside of Ray, which
@@ -265,22 +269,27 @@ class TuneConfig(Settings):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        _check_divides("groups_per_step", self.groups_per_step, self.microbatches, self.devices)
-        _check_shards(self.devices, self.shards)
+        _check_divides(
+            "groups_per_step", self.groups_per_step, self.microbatches, self.devices, self.hosts
+        )
+        _check_shards(self.devices, self.shards, self.hosts)
         return self
 
 
-def _check_divides(name: str, size: int, microbatches: int, devices: int) -> None:
-    if size % (microbatches * devices):
+def _check_divides(name: str, size: int, microbatches: int, devices: int, hosts: int = 1) -> None:
+    if size % (microbatches * devices * hosts):
+        of_hosts = (" * hosts", f" * {hosts}") if hosts > 1 else ("", "")
         raise ValueError(
-            f"{name} {size} must be a multiple of microbatches * devices = "
-            f"{microbatches} * {devices}: each device computes whole parts of equal size"
+            f"{name} {size} must be a multiple of microbatches * devices{of_hosts[0]} = "
+            f"{microbatches} * {devices}{of_hosts[1]}: each device computes whole parts of equal "
+            "size"
         )
 
 
-def _check_shards(devices: int, shards: int) -> None:
-    if devices % shards:
+def _check_shards(devices: int, shards: int, hosts: int = 1) -> None:
+    if devices * hosts % shards:
+        of_hosts = f" * hosts {hosts}" if hosts > 1 else ""
         raise ValueError(
-            f"shards {shards} must divide devices {devices}: each copy of the parameters lies on "
-            "as many devices"
+            f"shards {shards} must divide devices {devices}{of_hosts}: each copy of the parameters "
+            "lies on as many devices"
         )

@@ -100,12 +100,12 @@ def _fill(batch: GroupBatch, row: int, task: Task, scored: ScoredGroup, split: s
                 array[row, sample] = given
 
 
-def reward_parts(groups: Sequence[TrainingGroup]) -> dict[str, float]:
+def reward_sums(groups: Sequence[TrainingGroup]) -> dict[str, tuple[float, int]]:
     """What a reward tells beside its number: the factors of a product, the terms of a sum.
 
     Returns:
-      for each auxiliary array of no dimensions, as 'reward/NAME', its mean over the samples that
-      carry it; empty where none does.
+      for each auxiliary array of no dimensions, as 'reward/NAME', its sum over the samples that
+      carry it, and their number; empty where none does.
     """
     values: dict[str, list[float]] = {}
     for group in groups:
@@ -113,16 +113,4 @@ def reward_parts(groups: Sequence[TrainingGroup]) -> dict[str, float]:
             for name, array in outcome.auxiliary.items() if isinstance(outcome, Scored) else ():
                 if array.ndim == 0:
                     values.setdefault(f"reward/{name}", []).append(float(array))
-    return {name: float(np.mean(each)) for name, each in sorted(values.items())}
-
-
-def staleness(step: int, groups: list[TrainingGroup]) -> dict[str, float]:
-    """How many policies ago the groups were sampled, and how many there are no samples of."""
-    ages = [step - g.scored.sampled.policy_version for g in groups if g.scored is not None]
-    quarantined = sum(g.scored is None for g in groups)
-    ages = ages or [0]
-    return {
-        "staleness/mean": float(np.mean(ages)),
-        "staleness/max": float(max(ages)),
-        "groups/quarantined": float(quarantined),
-    }
+    return {name: (float(np.sum(each)), len(each)) for name, each in sorted(values.items())}

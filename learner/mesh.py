@@ -15,20 +15,26 @@ DATA, SHARD = "data", "shard"
 
 
 def make_mesh(devices: int = 1, shards: int = 1) -> Mesh:
-    """A mesh of the first `devices` devices, `shards` of which hold one copy of the state.
+    """A mesh of the first `devices` devices of each host, `shards` of which hold one copy.
+
+    The rows of a batch fall on the hosts by their index: of one host all, else equal parts.
 
     Raises:
       ValueError: there are not as many, or they do not divide over the shards.
     """
-    available = jax.devices()
+    available = jax.local_devices()
     if devices > len(available):
         raise ValueError(
             f"devices: {devices} asked for, but JAX sees {len(available)} ({available[0].platform})"
         )
-    if devices % shards:
-        raise ValueError(f"devices {devices} must be a multiple of shards {shards}")
-    grid = np.array(available[:devices]).reshape(devices // shards, shards)
-    return Mesh(grid, (DATA, SHARD))
+    of_host = [
+        [device for device in jax.devices() if device.process_index == host][:devices]
+        for host in range(jax.process_count())
+    ]
+    chosen = [device for some in of_host for device in some]
+    if len(chosen) % shards:
+        raise ValueError(f"devices {len(chosen)} must be a multiple of shards {shards}")
+    return Mesh(np.array(chosen).reshape(len(chosen) // shards, shards), (DATA, SHARD))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -62,8 +68,13 @@ def put_state(mesh: Mesh, tree: Any) -> Any:
     """Parameters or optimizer state where `of_state` wants them; no copy of what lies there."""
 
     def put(leaf: Any, wanted: NamedSharding) -> Any:
-        lies_there = isinstance(leaf, jax.Array) and leaf.sharding == wanted
-        return leaf if lies_there else jax.device_put(leaf, wanted)
+        if isinstance(leaf, jax.Array) and leaf.sharding == wanted:
+            return leaf
+        if wanted.is_fully_addressable:
+            return jax.device_put(leaf, wanted)
+        # Every host has all of it, and gives its devices their parts.
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, wanted, lambda part: whole[part].copy())
 
     return jax.tree.map(put, tree, of_state(mesh, tree))
 

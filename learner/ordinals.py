@@ -74,6 +74,29 @@ class OrdinalsLine:
         )
 
 
+Account = dict[str, list[Any]]
+"""Of one host: `trained` ordinals, and (ordinal, reasons) of `unscored` and `quarantined` ones."""
+
+
+def account(groups: "Sequence[TrainingGroup]") -> Account:
+    """What a step makes of these groups; of JSON."""
+    trained: list[Any] = []
+    unscored: list[Any] = []
+    quarantined: list[Any] = []
+    for group in groups:
+        if group.scored is None:
+            quarantined.append((group.ordinal, list(group.reasons)))
+            continue
+        # By the group's own ticket: what is trained, whatever the queue called it.
+        ordinal = group.scored.sampled.ticket.ordinal
+        missed = [o for o in group.scored.outcomes if not isinstance(o, Scored)]
+        if len(group.scored.outcomes) - len(missed) >= 2:
+            trained.append(ordinal)
+        else:
+            unscored.append((ordinal, [outcome.reason for outcome in missed]))
+    return {"trained": trained, "unscored": unscored, "quarantined": quarantined}
+
+
 class OrdinalsWriter:
     """Appends to a run's file; a line is with the system when `write` returns."""
 
@@ -85,23 +108,16 @@ class OrdinalsWriter:
             self._file.write("\n")
         self._write(OrdinalsLine(resumed_step, time.time(), resumed=True))
 
-    def write(self, step: int, groups: "Sequence[TrainingGroup]", dropped: Sequence[int]) -> None:
-        """What a step made of its groups; `dropped` before it."""
-        trained, unscored, quarantined = [], {}, {}
-        for group in groups:
-            if group.scored is None:
-                quarantined[group.ordinal] = list(group.reasons)
-                continue
-            # By the group's own ticket: what was trained, whatever the queue called it.
-            ordinal = group.scored.sampled.ticket.ordinal
-            missed = [o for o in group.scored.outcomes if not isinstance(o, Scored)]
-            if len(group.scored.outcomes) - len(missed) >= 2:
-                trained.append(ordinal)
-            else:
-                unscored[ordinal] = [outcome.reason for outcome in missed]
+    def write(self, step: int, accounts: Sequence[Account], dropped: Sequence[int]) -> None:
+        """What a step made of its groups, by host; `dropped` before it."""
         self._write(
             OrdinalsLine(
-                step, time.time(), False, tuple(trained), unscored, quarantined, tuple(dropped)
+                step=step,
+                time=time.time(),
+                trained=tuple(ordinal for of_host in accounts for ordinal in of_host["trained"]),
+                unscored={o: why for of_host in accounts for o, why in of_host["unscored"]},
+                quarantined={o: why for of_host in accounts for o, why in of_host["quarantined"]},
+                dropped=tuple(dropped),
             )
         )
 

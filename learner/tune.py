@@ -8,25 +8,25 @@ there to be sampled with.
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from learner.checkpoints import CheckpointError, Checkpoints
+from learner.collect import Collector, StepGroups
 from learner.config import TuneConfig
-from learner.group_batches import TrainingGroup, group_batch, reward_parts, staleness
-from learner.mesh import make_mesh
-from learner.metrics import MetricsWriter, add_seconds
+from learner.group_batches import group_batch
+from learner.hosts import Hosts
+from learner.mesh import make_mesh, put_state
+from learner.metrics import add_seconds
 from learner.mismatch import LaggedMismatch
 from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
-from learner.ordinals import OrdinalsWriter
 from learner.packed_weights import WeightPublisher, WeightsUnavailable
-from learner.pretrain import CHECKPOINTS_DIRECTORY, model_apply
+from learner.pretrain import model_apply
+from learner.run_record import FINAL_FILE, RunRecord
 from learner.stop import StopRequest
 from learner.train_state import (
     TrainState,
@@ -34,33 +34,20 @@ from learner.train_state import (
     create_train_state,
     make_train_step,
 )
-from protos.trajectory import ScoredGroup
-from replay.queue import (
-    Frontier,
-    Lease,
-    MustResume,
-    QueueClosed,
-    QueueUnavailable,
-    ReplayQueue,
-    Stage,
-)
-from vision.models.checkpoint import save_npz
+from replay.queue import QueueClosed, QueueUnavailable, ReplayQueue
 from vision.models.config import ModelConfig
 from vision.tasks.task import Task, token_names
+
+__all__ = ["FINAL_FILE", "Learner", "NothingToTrainError", "host_name"]
 
 logger = logging.getLogger(__name__)
 
 WORKER = "learner"
-FINAL_FILE = "final.npz"
 EMPTY_STEPS_ALLOWED = 3
 
 
 class NothingToTrainError(RuntimeError):
     """Step after step, no group could be scored."""
-
-
-class OutOfStepError(MustResume):
-    """The queue gave groups of another step: some of this one are leased to nobody who knows."""
 
 
 class Learner:
@@ -78,21 +65,24 @@ class Learner:
         identity: str,
         max_staleness: int | None,
         kept_policies: int,
+        hosts: Hosts | None = None,
     ):
         """Prepares the loop; `run` starts it.
 
         Args:
+          run_directory: where host 0 keeps the run's record.
           initial: the parameters that tuning starts from.
           identity: digest of all settings that the numbers depend on; a checkpoint of another
             identity is refused.
           max_staleness: groups of an older policy are dropped (async mode); None: never.
           kept_policies: published policies before the newest that a resumed run must publish
             again, because its samples are made with them (ordered mode: policy_lag).
+          hosts: that train together, of which this process is one; None: it is alone.
         """
         self._task, self._config, self._queue, self._weights = task, config, queue, weights
         self._run_directory, self._identity = run_directory, identity
         self._max_staleness, self._kept_policies = max_staleness, kept_policies
-        self._initial = initial
+        self._initial, self._hosts = initial, hosts or Hosts()
         self._optimizer = make_optimizer(config.optimizer, config.steps, initial)
         self._schedule = make_schedule(config.optimizer, config.steps)
         self._mesh = make_mesh(config.devices, config.shards)
@@ -109,111 +99,123 @@ class Learner:
             rules.end_token,
             config.reinforce,
             # As many as a device trains at once.
-            config.groups_per_step // (config.microbatches * config.devices),
+            config.groups_per_step // (config.microbatches * config.devices * config.hosts),
+        )
+        self._collector = Collector(
+            queue,
+            self._hosts,
+            host_name(self._hosts.index, self._hosts.count),
+            config.groups_per_step,
+            max_staleness,
         )
         self._epoch: str | None = None
-        # The last step's state, and what had been trained and dropped by then.
-        self._trained: tuple[TrainState, Frontier]
-        self._dropped = 0
-        self._dropped_ordinals: list[int] = []  # since the last step
-        self._empty_steps = 0
+        self._trained: TrainState  # as the last step left it
+        self._dropped = self._empty_steps = 0
         self.status: dict[str, Any] = {"step": 0, "steps": config.steps, "state": "starting"}
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
-        """Trains to the last step, or until asked to stop; returns the final status.
+        """Trains to the last step, or until a host is asked to stop; returns the final status.
 
-        May be called again after it raised: it goes on from the last checkpoint.
+        A host returns when the last checkpoint is written, so that any of them tells that all
+        are done.
 
         Raises:
           NonFiniteError: NaN or inf in loss or gradients, with the batch's ordinals.
           CheckpointError: the run directory cannot be written, or holds another run.
           LearnerFenced: another learner has taken over.
-          OutOfStepError: in ordered mode, groups of another step.
+          HostLost: another host is gone.
         """
-        directory = self._run_directory / CHECKPOINTS_DIRECTORY
-        keep, names = self._config.keep_checkpoints, token_names(self._task)
-        with Checkpoints(directory, keep=keep, token_names=names) as checkpoints:
-            state, policies, frontier = self._resume(checkpoints)
-            first = int(state.step)
-            if not checkpoints.steps():
-                # The metrics file of a run without a checkpoint would look like another run's.
-                self._save(checkpoints, state, policies, frontier)
-                checkpoints.wait()
-            self._dropped_ordinals = []
-            with (
-                MetricsWriter(self._run_directory, first) as metrics,
-                OrdinalsWriter(self._run_directory, first) as ordinals,
-            ):
-                self._epoch = self._queue.fence()
-                self._weights.fence(self._epoch)
-                for version, params in policies:
-                    self._send(version, params)
-                self._queue.restart(frontier, self._epoch)
-                self._trained = state, frontier
-                try:
-                    self._loop(state, policies, checkpoints, metrics, ordinals, stop)
-                except (QueueClosed, QueueUnavailable, WeightsUnavailable):
-                    # A run that ends, or is out of reach, costs no step that has been trained.
-                    self._save_trained(checkpoints, policies)
-                    raise
+        with ExitStack() as stack:
+            record = stack.enter_context(self._open_record()) if self._hosts.first else None
+            state = self._portable(create_train_state(self._initial, self._optimizer, self._mesh))
+            if record is not None:
+                state = record.resume(state)
+            state = put_state(self._mesh, self._hosts.from_first(state))
+            epoch = "" if record is None else record.take_over(int(state.step))
+            self._epoch = str(self._hosts.gather(epoch)[0])
+            self._collector.begin(self._epoch)
+            self._trained = state
+            try:
+                self._loop(state, record, stop)
+            except (QueueClosed, QueueUnavailable, WeightsUnavailable):
+                # A run that ends, or is out of reach, costs no step that has been trained.
+                self._save_trained(record)
+                raise
         return self.status
 
-    def _save_trained(self, checkpoints: Checkpoints, policies: deque[tuple[int, Any]]) -> None:
-        state, frontier = self._trained
-        if int(state.step) not in checkpoints.steps():
-            self._save(checkpoints, state, policies, frontier)
-            checkpoints.wait()
+    def _save_trained(self, record: RunRecord | None) -> None:
+        """Saves the last step's state, if this host has all of it: others may not answer now."""
+        if record is not None and self._hosts.has_whole(self._trained):
+            record.save(self._portable(self._trained))
+            record.finish(None)
 
-    def _loop(
-        self,
-        state: TrainState,
-        policies: deque[tuple[int, Any]],
-        checkpoints: Checkpoints,
-        metrics: MetricsWriter,
-        ordinals: OrdinalsWriter,
-        stop: StopRequest,
-    ) -> None:
-        config, done = self._config, int(state.step)
+    def _open_record(self) -> RunRecord:
+        return RunRecord(
+            self._run_directory,
+            self._config,
+            self._queue,
+            self._weights,
+            token_names(self._task),
+            self._identity,
+            self._initial,
+            self._kept_policies,
+            # Groups that lag by a step can be measured where the policy before is kept.
+            one_more=bool(self._max_staleness),
+        )
+
+    def _portable(self, state: TrainState) -> TrainState:
+        """The state as host 0 keeps it: of several hosts, whole in memory."""
+        return state if self._hosts.count == 1 else self._hosts.whole(state)
+
+    def _loop(self, state: TrainState, record: RunRecord | None, stop: StopRequest) -> None:
+        config, saved = self._config, int(state.step)
+        done = saved
         self.status |= {"step": done, "resumed": done, "seconds": {}}
         logger.info("trains from step %d to %d", done, config.steps, extra={"step": done})
-        frozen = self._initial if config.reinforce.kl_weight else None
-        while done < config.steps and not stop.requested:
+        frozen = put_state(self._mesh, self._initial) if config.reinforce.kl_weight else None
+        while done < config.steps:
             self.status |= {"state": "waiting", "step": done}
             began = time.monotonic()
-            groups = self._collect(done, stop)
-            if groups is None:
+            step = self._collector.collect(done, stop)
+            if step is None:
                 break
+            self._check_something_to_train(done, step)
             collected = time.monotonic()
             self.status["state"] = "training"
             batch = group_batch(
                 self._task,
-                groups,
+                step.groups,
                 config.samples_per_group,
                 threads=config.loading_threads,
                 version=done,
             )
-            self._check_something_to_train(done, groups, batch)
             loaded = time.monotonic()
-            state, values = self._train_step(state, batch, frozen)
-            fetched = {name: float(value) for name, value in values.items()}
-            check_finite(fetched, done, [group.ordinal for group in groups])
+            with self._hosts.together():
+                rows = self._hosts.rows(self._mesh, batch)
+                state, values = self._train_step(state, rows, frozen)
+                fetched = {name: float(value) for name, value in values.items()}
+            check_finite(fetched, done, step.ordinals)
             done += 1
-            ordinals.write(done, groups, self._dropped_ordinals)
-            self._dropped_ordinals = []
-            frontier = self._trained[1].with_acked([group.ordinal for group in groups])
-            self._trained = state, frontier
+            self._trained = state
+            self._dropped += len(step.dropped)
+            if record is not None:
+                record.trained(done, step)
             trained = time.monotonic()
-            if self._measures_lagged(done, batch):
-                versions = [group.version for group in groups]
-                fetched |= self._lagged_mismatch(policies, versions, batch)
+            if record is not None and self._measures_lagged(done, batch):
+                versions = [group.version for group in step.groups]
+                fetched |= self._lagged_mismatch(record.policies, versions, batch)
             measured = time.monotonic()
             last = done == config.steps
             if last or done % config.publish_every == 0:
-                self._publish(done, state.params, policies)
-            self._queue.ack([group.ordinal for group in groups], epoch=self._epoch)
+                params = self._hosts.whole(state.params)
+                if record is not None:
+                    record.publish(done, params)
+            if record is not None:
+                # Every host has trained it: they computed the step together.
+                self._queue.ack(step.ordinals, epoch=self._epoch)
             rate = config.optimizer.learning_rate * float(self._schedule(done - 1))
             # A part must not take the place of a metric of ours.
-            fetched = reward_parts(groups) | fetched | staleness(done - 1, groups)
+            fetched = step.reward_parts | fetched | _staleness(done - 1, step.versions)
             fetched |= {
                 "optimizer/learning_rate": rate,
                 "seconds/waiting": collected - began,
@@ -225,85 +227,41 @@ class Learner:
             }
             # Means and maxima of nothing are left out: status.json has no way to write them.
             fetched = {name: value for name, value in fetched.items() if math.isfinite(value)}
-            metrics.write(done, fetched)
+            if record is not None:
+                record.write(done, fetched)
             self.status |= {
                 "step": done,
                 "metrics": fetched,
                 "seconds": add_seconds(self.status["seconds"], fetched),
                 "dropped": self._dropped,
             }
-            if last or done % config.checkpoint_every == 0 or stop.requested:
-                # Its own account: the queue's is another learner's, where one has taken over.
-                self._save(checkpoints, state, policies, self._trained[1])
-        if done not in checkpoints.steps():
-            self._save(checkpoints, state, policies, self._trained[1])
-        checkpoints.wait()
-        if done == config.steps:
-            params = jax.device_get(state.params)
-            names = token_names(self._task)
-            save_npz(self._run_directory / FINAL_FILE, params, token_names=names)
+            if last or done % config.checkpoint_every == 0:
+                self._save(state, record)
+                saved = done
+        if done != saved:
+            self._save(state, record)
+        final = self._hosts.whole(state.params) if done == config.steps else None
+        if record is not None:
+            record.finish(final)
+        self._hosts.gather("done")
         self.status |= {"state": "finished" if done == config.steps else "stopped", "step": done}
 
-    def _collect(self, step: int, stop: StopRequest) -> list[TrainingGroup] | None:
-        """The next G groups by ordinal; None when asked to stop."""
-        wanted = self._config.groups_per_step
-        groups: list[TrainingGroup] = []
-        held: dict[int, str] = {}
-        while len(groups) < wanted:
-            if stop.requested:
-                return None
-            self._queue.renew(list(held.values()))
-            leases = self._queue.lease(
-                Stage.TO_TRAIN, wanted - len(groups), None, WORKER, wait=0.5, epoch=self._epoch
-            )
-            self._check_in_step(step, leases)
-            stale = []
-            for lease in leases:
-                if lease.ordinal in held:  # its lease ran out here: it is in the batch already
-                    continue
-                scored = None if lease.payload is None else ScoredGroup.from_bytes(lease.payload)
-                if scored is not None and self._is_stale(step, scored):
-                    stale.append(lease.ordinal)
-                else:
-                    held[lease.ordinal] = lease.id
-                    groups.append(TrainingGroup(lease.ordinal, scored, lease.reasons))
-            if stale:
-                self._dropped += len(stale)
-                self._dropped_ordinals += stale
-                self._queue.ack([], dropped=stale, epoch=self._epoch)
-                state, frontier = self._trained
-                self._trained = state, frontier.with_acked([], stale)
-        return sorted(groups, key=lambda group: group.ordinal)
+    def _save(self, state: TrainState, record: RunRecord | None) -> None:
+        whole = self._portable(state)
+        if record is not None:
+            record.save(whole)
 
-    def _check_in_step(self, step: int, leases: list[Lease]) -> None:
-        """A lease whose answer was lost would otherwise make this step train the next one's groups.
-
-        The step's own groups are then leased to this learner without its knowledge.
-        """
-        if self._max_staleness is not None:  # async mode: a step is what is ready
-            return
-        wanted = self._config.groups_per_step
-        first, end = step * wanted, (step + 1) * wanted
-        odd = [lease.ordinal for lease in leases if not first <= lease.ordinal < end]
-        if odd:
-            raise OutOfStepError(
-                f"step {step} trains ordinals {first} .. {end - 1}, and the queue gave {odd[:4]}: "
-                "an answer of the queue was lost. Resume the run from its last checkpoint"
-            )
-
-    def _check_something_to_train(
-        self, step: int, groups: list[TrainingGroup], batch: GroupBatch
-    ) -> None:
+    def _check_something_to_train(self, step: int, groups: StepGroups) -> None:
         """A reward that never works would otherwise count as a run that learned nothing."""
-        if np.any(batch.scored.sum(axis=1) >= 2):
+        if any(of_host["trained"] for of_host in groups.accounts):
             self._empty_steps = 0
             return
         self._empty_steps += 1
         if self._empty_steps >= EMPTY_STEPS_ALLOWED:
-            reasons = [reason for group in groups for reason in group.reasons][-3:]
             raise NothingToTrainError(
                 f"step {step}: no group of the last {self._empty_steps} steps had two scored "
-                f"samples. The last reasons: {reasons or 'the samples were not scored, see logs/'}"
+                "samples. The last reasons: "
+                f"{groups.reasons or 'the samples were not scored, see logs/'}"
             )
 
     def _measures_lagged(self, done: int, batch: GroupBatch) -> bool:
@@ -315,82 +273,16 @@ class Learner:
         due = every > 0 and done % every == 0
         return due and self._config.shards == 1 and not batch.current.any()
 
-    def _is_stale(self, step: int, scored: ScoredGroup) -> bool:
-        if self._max_staleness is None:
-            return False
-        # A version after this learner's own is of one that has gone back to a checkpoint since.
-        return not 0 <= step - scored.sampled.policy_version <= self._max_staleness
 
-    def _publish(self, version: int, params: Any, policies: deque[tuple[int, Any]]) -> None:
-        host = jax.device_get(params)
-        policies.append((version, host))
-        self._send(version, host)
+def host_name(index: int, count: int) -> str:
+    """What a host of the learner is called, in the queue and in the status."""
+    return WORKER if count == 1 else f"{WORKER}-{index}"
 
-    def _send(self, version: int, params: Any) -> None:
-        """Publishes a policy; the first and the last one exactly, since they are kept.
 
-        A learner elsewhere begins from the first, and a run writes the last one as its result.
-        """
-        last = version == self._config.steps
-        exact = last or version == 0
-        dtype = "float32" if exact else self._config.weights_dtype
-        self._weights.publish(version, params, dtype, last)
-
-    def _resume(
-        self, checkpoints: Checkpoints
-    ) -> tuple[TrainState, deque[tuple[int, Any]], Frontier]:
-        """The state to go on from, the policies to publish, and what the queue has had trained."""
-        state = create_train_state(self._initial, self._optimizer, self._mesh)
-        # Groups that lag by a step can be measured where the policy before the newest is kept.
-        kept = self._kept_policies + 1 + bool(self._max_staleness)
-        policies: deque[tuple[int, Any]] = deque(maxlen=kept)
-        if checkpoints.latest_step() is None:
-            policies.append((0, jax.device_get(state.params)))
-            return state, policies, Frontier()
-        like = self._with_policies(state, [state.params] * self._kept_policies)
-        saved, extra = checkpoints.restore(like)
-        if int(saved.step) > self._config.steps:
-            raise CheckpointError(
-                f"{self._run_directory} has been trained for {int(saved.step)} steps, more than "
-                f"learner.steps {self._config.steps}; ask for more, or give this run another name"
-            )
-        if extra["identity"] != self._identity:
-            raise CheckpointError(
-                f"{self._run_directory} holds a run of other settings at step {int(saved.step)}: "
-                "choose another name, or go back to its settings (runs/NAME/config.yaml)"
-            )
-        step = int(saved.step)
-        state = saved._replace(optimizer_state=saved.optimizer_state["optimizer"])
-        before = saved.optimizer_state["previous_policies"]
-        for age, name in zip(range(self._kept_policies, 0, -1), sorted(before), strict=True):
-            if step - age >= 0:
-                policies.append((step - age, jax.device_get(before[name])))
-        policies.append((step, jax.device_get(state.params)))
-        return state, policies, Frontier.from_json(extra["frontier"])
-
-    def _save(
-        self,
-        checkpoints: Checkpoints,
-        state: TrainState,
-        policies: deque[tuple[int, Any]],
-        frontier: Frontier,
-    ) -> None:
-        logger.info("saves step %d", int(state.step), extra={"step": int(state.step)})
-        kept = self._kept_policies
-        previous = [params for version, params in policies if version < int(state.step)]
-        # Filled up at the start of a run, so that every checkpoint has one shape.
-        previous = ([self._initial] * kept + previous)[len(previous) :] if kept else []
-        checkpoints.save(
-            self._with_policies(state, previous),
-            {"identity": self._identity, "frontier": frontier.to_json()},
-        )
-
-    def _with_policies(self, state: TrainState, previous: list[Any]) -> TrainState:
-        """The state as it is saved: with the policies that samples in flight were made with."""
-        named = {
-            f"{index:04d}": jax.tree.map(np.asarray, params)
-            for index, params in enumerate(previous)
-        }
-        return state._replace(
-            optimizer_state={"optimizer": state.optimizer_state, "previous_policies": named}
-        )
+def _staleness(step: int, versions: Sequence[int | None]) -> dict[str, float]:
+    ages = [step - version for version in versions if version is not None] or [0]
+    return {
+        "staleness/mean": float(np.mean(ages)),
+        "staleness/max": float(max(ages)),
+        "groups/quarantined": float(sum(version is None for version in versions)),
+    }

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.queues import open_queue
-from tests.runs import ray_cluster, tiny_values, tune, undisturbed
+from tests.runs import ray_cluster, tiny_values, tune, two_hosts, undisturbed
 
-__all__ = ["open_queue", "ray_cluster", "tiny_values", "tune", "undisturbed"]
+__all__ = ["open_queue", "ray_cluster", "tiny_values", "tune", "two_hosts", "undisturbed"]
 
 # One thread a process, compiled programs shared: two cores run two test processes or one Ray.
 # Set before JAX is imported; the processes that tests start inherit it.

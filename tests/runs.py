@@ -110,6 +110,12 @@ def undisturbed(ray_cluster: None, tiny_values: dict[str, Any]) -> Run:
     return run_tiny(tiny_values, "undisturbed", None, None)
 
 
+@pytest.fixture(scope="session")
+def two_hosts(ray_cluster: None, tiny_values: dict[str, Any]) -> Run:
+    """The same with a learner of two hosts, without faults."""
+    return run_tiny(tiny_values, "two-hosts", {"learner.hosts": 2}, None)
+
+
 def run_tiny(
     values: Mapping[str, Any],
     name: str,

@@ -30,7 +30,7 @@ def process_times(records: RunRecords) -> list[ProcessTime]:
         for worker in records.status.get("workers", ())
     }
     if learner := learner_seconds(records.metrics):
-        times.append(ProcessTime("learner", learner, restarts.get("learner", 0)))
+        times.append(ProcessTime("learner", learner, _learner_restarts(restarts)))
     for worker in records.status.get("workers", ()):
         if seconds := _worker_seconds(worker):
             name = str(worker["name"])
@@ -41,6 +41,11 @@ def process_times(records: RunRecords) -> list[ProcessTime]:
             ProcessTime("evaluator", {"evaluating": evaluating}, restarts.get("evaluator", 0))
         )
     return times
+
+
+def _learner_restarts(restarts: Mapping[str, int]) -> int:
+    """The hosts of a learner are started again together."""
+    return restarts.get("learner", restarts.get("learner-0", 0))
 
 
 def learner_seconds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -76,6 +76,24 @@ def test_a_killed_service_is_started_anew_and_the_learner_goes_back(
     assert [o for step in steps for o in step.trained] == list(range(4 * STEPS))
 
 
+def test_a_killed_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
+    tune: Tune, two_hosts: Run
+) -> None:
+    first = strike_once({"learner-1": SIGKILL}, at_step=2)
+    then = strike_once({"learner-0": SIGKILL}, at_step=4)
+
+    def strike(status: Mapping[str, Any], stop: StopRequest) -> None:
+        first(status, stop)
+        if all(w["restarts"] == 1 for w in status["workers"] if w["role"] == "learner"):
+            then(status, stop)
+
+    changes = {"learner.hosts": 2, "rewards.terms": SLOW, "learner.checkpoint_every": 1}
+    run = tune("killed-hosts", changes, strike)
+    assert restarts(run, "learner-0") == restarts(run, "learner-1") == 2
+    assert_same_weights(run, two_hosts)
+    assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
+
+
 @pytest.mark.parametrize("worker", ["reward", "sampler"])
 def test_stopped_workers_are_found_and_replaced(tune: Tune, undisturbed: Run, worker: str) -> None:
     changes = {

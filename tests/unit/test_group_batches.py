@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from learner.group_batches import GroupShapeError, TrainingGroup, group_batch, reward_parts
+from learner.group_batches import GroupShapeError, TrainingGroup, group_batch, reward_sums
 from protos.trajectory import Abstained, Failed, FailureKind, Sampled, Scored, ScoredGroup, Ticket
 from vision.tasks.task import Example
 
@@ -149,7 +149,7 @@ def test_tokens_of_another_shape_are_refused_naming_ordinal_and_both_shapes(shap
     assert str([SAMPLES, LENGTH]) in message
 
 
-def test_parts_of_a_reward_are_means_over_the_samples_that_carry_them():
+def test_parts_of_a_reward_are_summed_over_the_samples_that_carry_them():
     def parts(**numbers) -> Scored:
         arrays = {name: np.asarray(value, np.float32) for name, value in numbers.items()}
         return Scored(1.0, arrays | {"match_iou": np.ones(BOXES, np.float32)})
@@ -160,6 +160,6 @@ def test_parts_of_a_reward_are_means_over_the_samples_that_carry_them():
         TrainingGroup(1, None),
         group(2, [parts(vivid=0.75), Abstained("no"), scored(1)]),
     ]
-    assert reward_parts(groups) == {"reward/vivid": 0.5, "reward/entropy": 1.5}
-    assert reward_parts([group(0, map(scored, (1, 2, 3)))]) == {}
-    assert reward_parts([TrainingGroup(1, None)]) == {}
+    assert reward_sums(groups) == {"reward/vivid": (1.5, 3), "reward/entropy": (3.0, 2)}
+    assert reward_sums([group(0, map(scored, (1, 2, 3)))]) == {}
+    assert reward_sums([TrainingGroup(1, None)]) == {}

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 
 from deploy.config import RunConfig
-from learner.checkpoints import Checkpoints
 from learner.packed_weights import WeightsUnavailable
-from learner.pretrain import CHECKPOINTS_DIRECTORY
 from learner.stop import StopRequest
-from learner.tune import Learner, OutOfStepError
+from learner.train_state import create_train_state
+from learner.tune import Learner, NothingToTrainError
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import Frontier, LearnerFenced, Lease, QueueClosed, Stage
-from tests.queues import advance, memory
+from replay.queue import Frontier, LearnerFenced, Lease, QueueClosed
+from tests.queues import memory
 from vision.models.sequence import init_params
 from vision.tasks.registry import build_task
 
@@ -60,7 +59,13 @@ def settings() -> QueueConfig:
     return QueueConfig(groups_per_step=4, block=2, lag=1)
 
 
-def test_groups_of_another_step_are_refused_before_anything_is_trained(parts, tmp_path):
+def give_up(queue) -> None:
+    """Quarantines what is to be sampled, so that steps are quick."""
+    for lease in queue.lease("to_sample", 2, None, "s"):
+        queue.fail([(lease.id, "no", FailureKind.DATA)])
+
+
+def test_a_step_trains_its_own_groups_when_an_answer_of_the_queue_is_lost(parts, tmp_path):
     with memory() as open_queue:
         queue = open_queue(settings())
 
@@ -72,21 +77,20 @@ def test_groups_of_another_step_are_refused_before_anything_is_trained(parts, tm
             def __getattr__(self, method):
                 return getattr(queue, method)
 
-            def lease(self, stage, n, ttl, worker, wait=0.0, epoch=None):
-                for _ in range(2):
-                    for part in (Stage.TO_SAMPLE, Stage.TO_SCORE):
-                        advance(queue, part, 9)
+            def lease(self, *arguments, **named):
+                give_up(queue)
                 if self.lost is None:
-                    self.lost = queue.lease(stage, n, ttl, worker, wait, epoch)
-                return queue.lease(stage, n, ttl, worker, wait, epoch)
+                    self.lost = queue.lease(*arguments, **named)
+                return queue.lease(*arguments, **named)
 
-        publisher = Publisher()
-        learner = make(parts, Lossy(), tmp_path, publisher)
-        with pytest.raises(OutOfStepError, match=r"ordinals 0 \.\. 3, and the queue gave \[4, 5"):
+        publisher, lossy = Publisher(), Lossy()
+        learner = make(parts, lossy, tmp_path, publisher)
+        with pytest.raises(NothingToTrainError):
             learner.run(StopRequest())
-        assert queue.frontier() == Frontier()
+        assert [lease.ordinal for lease in lossy.lost] == [0, 1, 2, 3]
+        assert queue.frontier() == Frontier(8)
     # The epoch was known before anything was published with it.
-    assert [type(said) for said in publisher.said] == [str, int]
+    assert [type(said) for said in publisher.said] == [str, int, int, int]
 
 
 def test_a_learner_whose_place_is_taken_ends_and_changes_nothing(parts, tmp_path):
@@ -108,17 +112,16 @@ def test_a_run_that_ends_costs_a_learner_elsewhere_no_step_that_it_trained(parts
         queue = open_queue(settings())
 
         class Ending:
-            """Gives up every group, so that steps are quick, and closes after two of them."""
+            """Gives up every group, and closes after two steps."""
 
             def __getattr__(self, method):
                 return getattr(queue, method)
 
-            def lease(self, stage, n, ttl, worker, wait=0.0, epoch=None):
+            def lease(self, *arguments, **named):
                 if queue.frontier().next_unacked == 8:
                     queue.close()
-                for lease in queue.lease("to_sample", 2, None, "s"):
-                    queue.fail([(lease.id, "no", FailureKind.DATA)])
-                return queue.lease(stage, n, ttl, worker, wait, epoch)
+                give_up(queue)
+                return queue.lease(*arguments, **named)
 
         class Gone(Publisher):
             def publish(self, version, params, dtype, last):
@@ -128,11 +131,10 @@ def test_a_run_that_ends_costs_a_learner_elsewhere_no_step_that_it_trained(parts
         learner = make(parts, Ending(), tmp_path, Gone())
         with pytest.raises(QueueClosed if lost == "queue" else WeightsUnavailable):
             learner.run(StopRequest())
-    with Checkpoints(tmp_path / CHECKPOINTS_DIRECTORY, keep=2) as checkpoints:
-        assert checkpoints.latest_step() == 2
-        state, policies, frontier = learner._resume(checkpoints)
-    assert (int(state.step), frontier) == (2, Frontier(8))
-    assert [version for version, _ in policies] == [1, 2]
+    with learner._open_record() as record:
+        state = record.resume(create_train_state(parts[3], learner._optimizer))
+    assert (int(state.step), record._frontier) == (2, Frontier(8))
+    assert [version for version, _ in record.policies] == [1, 2]
 
 
 def test_a_checkpoint_holds_its_own_learners_frontier_whoever_has_taken_over(parts, tmp_path):
@@ -145,10 +147,9 @@ def test_a_checkpoint_holds_its_own_learners_frontier_whoever_has_taken_over(par
             def __getattr__(self, method):
                 return getattr(queue, method)
 
-            def lease(self, stage, n, ttl, worker, wait=0.0, epoch=None):
-                for lease in queue.lease("to_sample", 2, None, "s"):
-                    queue.fail([(lease.id, "no", FailureKind.DATA)])
-                return queue.lease(stage, n, ttl, worker, wait, epoch)
+            def lease(self, *arguments, **named):
+                give_up(queue)
+                return queue.lease(*arguments, **named)
 
             def ack(self, ordinals, dropped=(), epoch=None):
                 queue.ack(ordinals, dropped, epoch)
@@ -158,9 +159,9 @@ def test_a_checkpoint_holds_its_own_learners_frontier_whoever_has_taken_over(par
         learner = make(parts, TakenOver(), tmp_path)
         learner.run(stop)
         assert queue.frontier() == Frontier()
-    with Checkpoints(tmp_path / CHECKPOINTS_DIRECTORY, keep=2) as checkpoints:
-        state, _, frontier = learner._resume(checkpoints)
-    assert (int(state.step), frontier) == (1, Frontier(4))
+    with learner._open_record() as record:
+        state = record.resume(create_train_state(parts[3], learner._optimizer))
+    assert (int(state.step), record._frontier) == (1, Frontier(4))
 
 
 def test_the_first_and_the_last_policy_are_published_exactly(parts, tmp_path):
@@ -171,8 +172,9 @@ def test_the_first_and_the_last_policy_are_published_exactly(parts, tmp_path):
     publisher, dtypes = Publisher(), []
     publisher.publish = lambda version, params, dtype, last: dtypes.append((version, dtype, last))
     learner = make((rounded, task, model, initial), None, tmp_path, publisher)
-    for version in (0, 1, config.learner.steps):
-        learner._send(version, initial)
+    with learner._open_record() as record:
+        for version in (0, 1, config.learner.steps):
+            record.publish(version, initial)
     assert dtypes == [
         (0, "float32", False),
         (1, "bfloat16", False),

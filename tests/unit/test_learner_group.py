@@ -1,0 +1,104 @@
+"""The hosts of a learner train together or not at all, and fail as one."""
+
+import pytest
+
+from deploy import workers
+from deploy.learner_group import LearnerGroup, LearnerHost
+from deploy.workers import WorkerError
+
+FAILURES_ALLOWED = 5
+
+
+class Handle:
+    """An actor whose calls are names, and are noted."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, method):
+        class Method:
+            @staticmethod
+            def remote(*arguments):
+                self.calls.append((method, *arguments))
+                return method
+
+        return Method
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    pids = []
+    monkeypatch.setattr(workers, "kill_process", lambda node, pid: pids.append(pid))
+    return pids
+
+
+@pytest.fixture
+def hosts():
+    group = LearnerGroup()
+    hosts = [LearnerHost(f"learner-{index}", None, group, FAILURES_ALLOWED) for index in range(3)]
+    for host in hosts:
+        host.handle = Handle()
+    return hosts
+
+
+def arrive(host, pid):
+    host.started = None
+    host.where = {"node": "node", "pid": pid}
+    host._run()
+
+
+def die(host, deaths):
+    host.running = None
+    host._failed("it died", lambda worker, reason: deaths.append(worker.name))
+
+
+def test_none_trains_before_all_are_there(hosts):
+    for host in hosts[:2]:
+        arrive(host, 1)
+    assert [host.state for host in hosts] == ["pending"] * 3
+    arrive(hosts[2], 3)
+    assert [host.state for host in hosts] == ["running"] * 3
+    assert hosts[0].handle.calls == [("coordinator",), ("run", 0, "coordinator")]
+    assert hosts[2].handle.calls == [("run", 2, "coordinator")]
+
+
+def test_a_death_ends_the_others_and_is_one_failure(hosts, ended):
+    deaths = []
+    for pid, host in enumerate(hosts):
+        arrive(host, pid)
+    die(hosts[1], deaths)
+    assert ended == [0, 2]
+    arrive(hosts[1], 11)
+    assert hosts[1].state == "pending"
+    for host in (hosts[0], hosts[2]):
+        die(host, deaths)
+    assert (ended, deaths) == ([0, 2], ["learner-1", "learner-0", "learner-2"])
+    assert len(hosts[0].failures) == 1
+    assert [host.restarts for host in hosts] == [1, 1, 1]
+    for host in (hosts[0], hosts[2]):
+        arrive(host, 12)
+    assert [host.state for host in hosts] == ["running"] * 3
+
+
+def test_a_group_that_fails_again_and_again_ends_the_run(hosts, ended):
+    def fail(index):
+        for host in hosts:
+            arrive(host, 1)
+        die(hosts[index], [])
+        for host in hosts:
+            if host.running is not None:
+                die(host, [])
+
+    for number in range(FAILURES_ALLOWED):
+        fail(number % 3)
+    with pytest.raises(WorkerError, match="failed 6 times"):
+        fail(0)
+
+
+def test_a_host_that_is_lost_when_all_are_done_costs_nothing(hosts, ended):
+    for host in hosts:
+        arrive(host, 1)
+    hosts[1].running, hosts[1].finished = None, {"state": "finished"}
+    die(hosts[0], [])
+    assert hosts[0].finished == {"state": "finished"}
+    assert ended == []
