@@ -202,16 +202,17 @@ class QueueInTurn:
         worker: str,
         wait: float = 0.0,
         epoch: str | None = None,
+        first: int | None = None,
     ) -> "list[Lease]":
         """See `ReplayQueue.lease`; never waits."""
         from replay.queue import QueueClosed, Stage
 
-        leases: list[Lease] = self._ask("lease", stage, n, ttl, worker, 0.0, epoch)
+        leases: list[Lease] = self._ask("lease", stage, n, ttl, worker, 0.0, epoch, first)
         if not leases and stage != Stage.TO_TRAIN:
             raise QueueClosed("nothing is ready")
         if not leases:
             self.fill()
-            leases = self._ask("lease", stage, n, ttl, worker, 0.0, epoch)
+            leases = self._ask("lease", stage, n, ttl, worker, 0.0, epoch, first)
             if not leases:
                 reasons = self._ask("stats").last_reasons[-3:]
                 raise NoStageTimes(f"no group could be trained; the last reasons: {list(reasons)}")
