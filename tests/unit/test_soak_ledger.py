@@ -11,6 +11,7 @@ from learner.ordinals import (
     ORDINALS_FILE,
     OrdinalsLine,
     OrdinalsWriter,
+    account,
     read_ordinals,
     surviving_steps,
 )
@@ -109,13 +110,13 @@ def test_the_file_is_read_as_it_was_written_while_it_grows(tmp_path):
     ledger.read()
     quarantined = [TrainingGroup(o, None, ("it broke",)) for o in range(4, 6)]
     with OrdinalsWriter(tmp_path, 0) as writer:
-        writer.write(1, [TrainingGroup(o, None) for o in range(4)], [])
+        writer.write(1, [account([TrainingGroup(o, None) for o in range(4)])], [])
         ledger.read()
         assert ledger.step == 1
-        writer.write(2, quarantined, [7])
+        writer.write(2, [account(quarantined)], [7])
         ledger.read()
     with OrdinalsWriter(tmp_path, 1) as writer:
-        writer.write(2, quarantined, [])
+        writer.write(2, [account(quarantined)], [])
         ledger.read()
     assert ledger.resumed == 2
     assert ledger.steps == surviving_steps(read_ordinals(tmp_path))
