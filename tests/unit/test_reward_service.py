@@ -152,6 +152,7 @@ def test_requests_that_do_not_fit_the_task_are_refused_and_cost_nothing(caplog):
         "vocabulary has 10": replace(good, tokens=good.tokens + 7),
         "tokens are in -1 ..": replace(good, tokens=good.tokens - 1),
         "logprobs hold NaN": replace(good, logprobs=good.logprobs * np.float32("nan")),
+        "or more than 0": replace(good, logprobs=np.full_like(good.logprobs, 3e38)),
         "K at most 1024": request(samples=1025),
     }
     reward = SumReward()
