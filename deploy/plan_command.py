@@ -73,7 +73,7 @@ def _resources(values: dict[str, Any], plan: Plan) -> dict[str, float]:
     """What the balanced run asks of Ray, all its processes together."""
     total: dict[str, float] = {}
     counts = {
-        "learner": values["learner"]["hosts"],
+        "learner": values["learner"].get("hosts", 1),
         "actors": plan.samplers,
         "rewards": plan.rewards,
     }
