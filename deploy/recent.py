@@ -48,7 +48,9 @@ class Recent:
         if self._samples and _went_back(self._samples[-1], sample):
             self._samples.clear()  # the learner resumed from its checkpoint
             self._first = None
-        if self._first is None and status["state"] != "starting":
+        if status["state"] == "starting":
+            self._samples.clear()  # as long as nobody can work, nothing is slow
+        elif self._first is None:
             self._first = sample
         self._samples.append(sample)
         # A step may take longer than the window: one must have ended in it.

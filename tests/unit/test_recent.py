@@ -47,6 +47,9 @@ def test_the_average_is_since_the_start_and_does_not_count_the_starting():
     run.state, run.per_second = "training", 4.0
     for second in range(60, 121):
         added = recent.observe(run.at(float(second - 60)), float(second))
+        if second == 70:
+            lately = added["throughput"]["groups"]["to_train"]["recent"]
+            assert lately == pytest.approx(4.0, rel=0.2)
     assert added["throughput"]["groups"]["to_train"]["average"] == pytest.approx(4.0, rel=0.05)
 
 
