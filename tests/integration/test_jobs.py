@@ -123,37 +123,23 @@ def test_a_job_without_the_token_is_refused(head: Head, project: Path, tmp_path:
     assert "Traceback" not in refused.stderr
 
 
-def test_ray_job_submit_works_as_well_and_wants_a_path_that_lasts(
+def test_a_run_by_rays_own_command_is_stopped_within_its_three_seconds_and_resumed(
     head: Head, project: Path, tmp_path: Path, undisturbed: Run
 ) -> None:
-    submit = ("ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--")
-    tune = ("rewardtune", "tune", "config.yaml")
-    refused = head.run(*submit, *tune, cwd=project)
+    runs = tmp_path / "runs"
+    submit = ("ray", "job", "submit", "--address", head.jobs, "--working-dir", ".")
+    tune = ("rewardtune", "tune", "config.yaml", f"rewards.terms={json.dumps([SLOW])}")
+    refused = head.run(*submit, "--", *tune, cwd=project)
     assert refused.returncode != 0
     assert "Add runs=PATH" in refused.stdout
-    done = head.run(*submit, *tune, f"runs={tmp_path / 'runs'}", cwd=project)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same(tmp_path / "runs" / "job", undisturbed)
 
-
-@pytest.mark.parametrize("tool", ["rewardtune submit", "ray job submit"])
-def test_a_stopped_job_leaves_a_checkpoint_and_no_actor_and_is_resumed(
-    head: Head, project: Path, tmp_path: Path, undisturbed: Run, tool: str
-) -> None:
-    runs = tmp_path / "runs"
-    slow = f"rewards.terms={json.dumps([SLOW])}"
-    rare = "learner.checkpoint_every=100"  # the checkpoint that is there is that of the stop
-    if tool == "rewardtune submit":
-        submit = ("rewardtune", "submit", "config.yaml", "--address", head.jobs)
-        place: tuple[str, ...] = ("--runs", str(runs))
-    else:
-        submit = ("ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--no-wait")
-        submit += ("--", "rewardtune", "tune", "config.yaml")
-        place = (f"runs={runs}",)
-    first = head.run(*submit, slow, rare, *place, cwd=project)
-    assert first.returncode == 0, first.stdout + first.stderr
+    # The checkpoint that is there is that of the stop.
+    tune = (*tune, f"runs={runs}", "learner.checkpoint_every=100")
+    begun = head.run(*submit, "--no-wait", "--", *tune, cwd=project)
+    assert begun.returncode == 0, begun.stdout + begun.stderr
     wait_for(lambda: status_of(runs / "job")["step"] >= 2)
-    job = json.loads(head.run("python", "-c", _NEWEST_JOB, head.jobs, cwd=project).stdout)
+    newest = head.run("python", "-c", _NEWEST_JOB, head.jobs, cwd=project)
+    job = json.loads(newest.stdout)
     stopped = head.run("ray", "job", "stop", "--address", head.jobs, job, cwd=project)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     status = status_of(runs / "job")
@@ -162,11 +148,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_no_actor_and_is_resumed(
     wait_for(lambda: not [name for name in actors_alive(head, project) if "Process" in name])
 
     (project / "notes.txt").write_text("another upload, which lies elsewhere on the head")
-    resumed = head.run(
-        *("rewardtune", "submit", "config.yaml", slow, rare, "--address", head.jobs, "--follow"),
-        *("--runs", str(runs)),
-        cwd=project,
-    )
+    resumed = head.run(*submit, "--", *tune, cwd=project)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert_same(runs / "job", undisturbed)
 
