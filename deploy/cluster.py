@@ -177,7 +177,7 @@ def _wait_for_nodes(requests: Sequence[Request], config: ClusterConfig, stop: St
     while faults := infeasible(requests, _nodes()):
         coming = nodes_coming()
         if coming > told:
-            logger.warning("%s. Ray's autoscaler brings %d nodes", "; ".join(faults), coming)
+            logger.warning("%s. Nodes that Ray brings: %d", "; ".join(faults), coming)
         if coming:
             patient_until = time.monotonic() + config.placement_seconds
         told = coming

@@ -79,7 +79,7 @@ def test_nodes_come_for_pending_reward_workers_and_go_when_these_have_drained(
                 tune.kill()
         assert tune.returncode == 130, output
         assert "no node can hold reward" in output
-        assert "Ray's autoscaler brings 1 nodes" in output
+        assert "Nodes that Ray brings: 1" in output
         wait_for(lambda: reward_nodes(head, tmp_path) == 0)
     status = json.loads((tmp_path / "runs" / "elastic" / "status.json").read_text())
     assert status["state"] == "stopped"
