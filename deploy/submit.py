@@ -29,7 +29,7 @@ LARGEST_SHOWN = 8
 LAST_WORDS_SECONDS = 15
 INTERRUPTED = 130
 # What a head says in its first seconds.
-NO_AGENT, AGENT_SECONDS = "No available agent", 60.0
+NO_AGENT, AGENT_SECONDS = "No available agent", 120.0
 LOOK_SECONDS = 0.5
 
 
