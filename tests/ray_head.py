@@ -76,7 +76,7 @@ def ray_head(num_cpus: int = 8, autoscaling: Mapping[str, Any] | None = None) ->
         machine that come and go.
     """
     temporary = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # a path of sockets must be short
-    port, dashboard, client = _free_ports(3)
+    port, dashboard, client, agent = _free_ports(4)
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
@@ -89,7 +89,8 @@ def ray_head(num_cpus: int = 8, autoscaling: Mapping[str, Any] | None = None) ->
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={port}"),
         *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         *(f"--num-cpus={num_cpus}", f"--temp-dir={temporary}", "--disable-usage-stats"),
-        "--object-store-memory=200000000",
+        # Every Ray of a machine would take the same port for this.
+        *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"),
     ]
     extra = {}
     if autoscaling is not None:
