@@ -123,11 +123,14 @@ def test_a_job_without_the_token_is_refused(head: Head, project: Path, tmp_path:
     assert "Traceback" not in refused.stderr
 
 
-def test_a_run_by_rays_own_command_is_stopped_within_its_three_seconds_and_resumed(
+def test_a_run_by_rays_own_command_is_stopped_with_a_checkpoint_and_resumed(
     head: Head, project: Path, tmp_path: Path, undisturbed: Run
 ) -> None:
     runs = tmp_path / "runs"
+    # Ray's own 3 s are enough on a machine that has nothing else to do, see benchmarks/operating.
+    patience = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}})
     submit = ("ray", "job", "submit", "--address", head.jobs, "--working-dir", ".")
+    submit += ("--runtime-env-json", patience)
     tune = ("rewardtune", "tune", "config.yaml", f"rewards.terms={json.dumps([SLOW])}")
     refused = head.run(*submit, "--", *tune, cwd=project)
     assert refused.returncode != 0
