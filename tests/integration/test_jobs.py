@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.odd_rewards import set_gate
 from tests.ray_head import REPOSITORY, Head, ray_head
 from tests.runs import Run
-
-SLOW = {"path": "my_reward:MyReward", "options": {"seconds": 0.3}}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def project(tmp_path: Path, tiny_values: dict[str, Any]) -> Path:
     directory.mkdir()
     shutil.copy(tiny_values["initial"], directory / "initial.npz")
     (directory / "my_reward.py").write_text(
-        "from tests.odd_rewards import SlowReward\n\n\nclass MyReward(SlowReward):\n    pass\n"
+        "from tests.odd_rewards import GatedReward\n\n\nclass MyReward(GatedReward):\n    pass\n"
     )
     for package in (
         "actors",
@@ -49,9 +48,10 @@ def project(tmp_path: Path, tiny_values: dict[str, Any]) -> Path:
         shutil.copy(REPOSITORY / "tests" / name, directory / "tests" / name)
     values = tiny_values | {"name": "job", "initial": "initial.npz"}
     values["rewards"] = values["rewards"] | {
-        "terms": [{"path": "my_reward:MyReward", "options": {"seconds": 0.0}}]
+        "terms": [{"path": "my_reward:MyReward", "options": {"gate": str(directory / "gate")}}]
     }
     del values["runs"]
+    set_gate(directory / "gate", "0")
     (directory / "config.yaml").write_text(yaml.safe_dump(values))
     return directory
 
@@ -131,16 +131,18 @@ def test_a_run_by_rays_own_command_is_stopped_with_a_checkpoint_and_resumed(
     patience = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}})
     submit = ("ray", "job", "submit", "--address", head.jobs, "--working-dir", ".")
     submit += ("--runtime-env-json", patience)
-    tune = ("rewardtune", "tune", "config.yaml", f"rewards.terms={json.dumps([SLOW])}")
+    tune = ("rewardtune", "tune", "config.yaml")
     refused = head.run(*submit, "--", *tune, cwd=project)
     assert refused.returncode != 0
     assert "Add runs=PATH" in refused.stdout
 
     # The checkpoint that is there is that of the stop.
     tune = (*tune, f"runs={runs}", "learner.checkpoint_every=100")
+    set_gate(project / "gate", "0.3")
     begun = head.run(*submit, "--no-wait", "--", *tune, cwd=project)
     assert begun.returncode == 0, begun.stdout + begun.stderr
     wait_for(lambda: status_of(runs / "job")["step"] >= 2)
+    set_gate(project / "gate", "shut")  # so that it does not end before it is stopped
     newest = head.run("python", "-c", _NEWEST_JOB, head.jobs, cwd=project)
     job = json.loads(newest.stdout)
     stopped = head.run("ray", "job", "stop", "--address", head.jobs, job, cwd=project)
@@ -150,7 +152,8 @@ def test_a_run_by_rays_own_command_is_stopped_with_a_checkpoint_and_resumed(
     assert (runs / "job" / "checkpoints" / str(status["step"])).is_dir()
     wait_for(lambda: not [name for name in actors_alive(head, project) if "Process" in name])
 
-    (project / "notes.txt").write_text("another upload, which lies elsewhere on the head")
+    # The gate makes it another upload, which lies elsewhere on the head.
+    set_gate(project / "gate", "0")
     resumed = head.run(*submit, "--", *tune, cwd=project)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert_same(runs / "job", undisturbed)
@@ -168,10 +171,10 @@ def test_ctrl_c_leaves_a_followed_job_running_and_scale_finds_it_by_name(
     head: Head, project: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
+    set_gate(project / "gate", "0.3")
     followed = head.start(
         *("rewardtune", "submit", "config.yaml", "name=left", "learner.steps=100000"),
-        *(f"rewards.terms={json.dumps([SLOW])}", "--runs", str(runs)),
-        *("--address", head.jobs, "--follow"),
+        *("--runs", str(runs), "--address", head.jobs, "--follow"),
         cwd=project,
     )
     try:
