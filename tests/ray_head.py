@@ -125,7 +125,7 @@ def _autoscaling(node_types: Mapping[str, Any], num_cpus: int, address: str) -> 
     return {
         "cluster_name": "fake",
         "max_workers": 8,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 0.3,  # longer than a learner takes to start
         "provider": {
             # As "fake_multinode" it wants defaults that Ray's wheel does not bring.
             "type": "external",

@@ -37,7 +37,7 @@ def reward_nodes(head: Head, cwd: Path) -> int:
     return sum(node["labels"].get("pool") == "reward" for node in json.loads(listed.stdout))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 180.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 260.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
