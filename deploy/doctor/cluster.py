@@ -76,12 +76,16 @@ def _how_to_join(message: str) -> str:
     text = message.lower()
     if "version mismatch" in text:
         return "use the cluster's versions of Ray and Python here: pip install ray==VERSION"
+    token = (
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+    )
     if "token" in text or "auth" in text:
-        return (
-            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's "
-            "token"
-        )
-    return "start it with `ray start --head`, or give its address, HOST:6379"
+        return token
+    # Ray does not say that it was refused; it tries until its patience ends.
+    return (
+        "start it with `ray start --head`, or give its address, HOST:6379; where its port answers, "
+        f"it wants another token: {token}"
+    )
 
 
 def _ask_all(
