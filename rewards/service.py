@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
-
 from protos.edge import EdgeOptions, EdgeServer, Handler, stop_on_signals
 from protos.reward import SERVICE, Description, ScoreRequest, ScoreResponse
 from protos.trajectory import Failed, FailureKind, WireError
