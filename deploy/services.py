@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError
 
 from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError
 from learner.weight_store import WeightStore
-from replay.memory import MemoryReplayQueue
+from replay.queue_actor import QueueActor
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def where_this_is() -> dict[str, Any]:
     return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
 
-class QueueProcess(MemoryReplayQueue):
+class QueueProcess(QueueActor):
     """The queue in memory, of one Ray actor."""
 
     async def describe(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import heapq
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from replay.queue import Lease, Stage
 
@@ -53,7 +52,7 @@ class Leases:
 
     def renew(self, lease: Lease, now: float) -> None:
         """It is held for its ttl from now on."""
-        self._held[lease.id] = replace(lease, deadline=now + lease.ttl)
+        self._held[lease.id] = lease._replace(deadline=now + lease.ttl)
 
     def drop(self, lease: Lease) -> None:
         """It is not held any more."""

@@ -1,7 +1,7 @@
-"""The in-memory backend: the state machine behind asyncio, made to live inside one Ray actor.
+"""The in-memory backend: the state machine behind asyncio.
 
-`ray.remote(MemoryReplayQueue)` makes the actor; the class itself knows nothing of Ray. Waiting
-leases are served in the order they came, as soon as a call or an expiry makes something ready.
+`replay.queue_actor` makes a Ray actor of it; the class itself knows nothing of Ray. Waiting leases
+are served in the order they came, as soon as a call or an expiry makes something ready.
 """
 
 import asyncio

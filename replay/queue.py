@@ -9,7 +9,7 @@ import enum
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from protos.trajectory import FailureKind
 
@@ -49,8 +49,7 @@ class QueueUnavailable(RuntimeError):
     """The queue did not answer; the message says what was asked and what is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """One group, held by one worker for a while.
 
     Attributes:

@@ -14,6 +14,9 @@ import pytest
 
 from protos.edge_client import Peer
 from replay.config import QueueConfig
+from replay.direct import DirectAddress
+from replay.direct_client import DirectConnection
+from replay.direct_server import DirectServer
 from replay.memory import MemoryReplayQueue
 from replay.queue import Completion, ReplayQueue
 from replay.redis_queue import RedisReplayQueue
@@ -41,14 +44,54 @@ class Loop:
 
 
 @contextmanager
-def memory() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
+def in_a_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that runs in a thread, and whose tasks are ended with it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    yield lambda config: Loop(MemoryReplayQueue(config, tickets(config)), loop)
+    yield loop
+
+    async def end() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run_coroutine_threadsafe(end(), loop).result(timeout=LONG)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=10)
+    thread.join(timeout=LONG)
     loop.close()
+
+
+@contextmanager
+def memory() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
+    with in_a_loop() as loop:
+        yield lambda config: Loop(MemoryReplayQueue(config, tickets(config)), loop)
+
+
+class Direct:
+    """A queue in a loop, asked as workers ask the actor: over a connection of each thread."""
+
+    def __init__(self, queue: Loop, address: DirectAddress) -> None:
+        self._queue, self._address, self._connections = queue, address, threading.local()
+
+    def __getattr__(self, method: str) -> Callable[..., object]:
+        if method not in ("lease", "complete", "ack"):
+            return getattr(self._queue, method)
+        if not hasattr(self._connections, "own"):
+            self._connections.own = DirectConnection(self._address, LONG)
+        return getattr(self._connections.own, method)
+
+
+@contextmanager
+def directly() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
+    with in_a_loop() as loop:
+
+        def opener(config: QueueConfig) -> ReplayQueue:
+            queue = MemoryReplayQueue(config, tickets(config))
+            return Direct(Loop(queue, loop), Loop(DirectServer(queue), loop).start("127.0.0.1"))
+
+        yield opener
 
 
 @contextmanager
@@ -86,6 +129,7 @@ def over_grpc() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
 
 BACKENDS = {
     "memory": memory,
+    "direct": directly,
     "grpc": over_grpc,
     "redis": pytest.param(
         on_redis, marks=pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

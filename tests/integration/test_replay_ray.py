@@ -15,8 +15,8 @@ from protos.trajectory import (
     Ticket,
 )
 from replay.config import QueueConfig
-from replay.memory import MemoryReplayQueue
 from replay.queue import Completion, Frontier, QueueClosed, QueueUnavailable
+from replay.queue_actor import QueueActor
 from replay.ray_client import RayReplayQueue
 from replay.tickets import TicketSource
 
@@ -33,7 +33,7 @@ def open_actor():
     def open_one(**changes):
         config = QueueConfig(**{"groups_per_step": 8, "block": 4, "lag": 1, **changes})
         source = TicketSource(5, ["a", "b", "c"], config.mode, config.lag, config.groups_per_step)
-        actors.append(ray.remote(MemoryReplayQueue).options(num_cpus=0).remote(config, source))
+        actors.append(ray.remote(QueueActor).options(num_cpus=0).remote(config, source))
         return actors[-1]
 
     yield open_one
@@ -168,7 +168,7 @@ def test_a_dead_or_unplaced_queue_is_diagnosed(open_actor):
     with pytest.raises(QueueUnavailable, match=r"could not do `stats`.*died"):
         queue.stats()
     source = TicketSource(0, ["a"], "async", 0, 16)
-    placeless = ray.remote(MemoryReplayQueue).options(num_cpus=64)
+    placeless = ray.remote(QueueActor).options(num_cpus=64)
     queue = RayReplayQueue(placeless.remote(QueueConfig(), source), timeout=1.0)
     with pytest.raises(QueueUnavailable, match=r"`frontier` within 1 s.*CPU"):
         queue.frontier()

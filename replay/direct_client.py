@@ -1,0 +1,131 @@
+"""A worker's end of a direct connection to the queue's actor."""
+
+import hmac
+import secrets
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from replay.direct import (
+    HEAD,
+    NONCE_BYTES,
+    PROOF_BYTES,
+    DirectAddress,
+    cut,
+    frame,
+    proof,
+    read_header,
+    sizes_in,
+)
+from replay.queue import Completion, LearnerFenced, Lease, QueueClosed, Stage
+
+CONNECT_SECONDS = 2.0
+_ERRORS = {"closed": QueueClosed, "fenced": LearnerFenced, "invalid": ValueError}
+
+
+class DirectConnection:
+    """One connection, for one thread.
+
+    Every call may raise `OSError` when it breaks. A call that did not bring home its answer, for
+    whatever reason, ends the connection: the next would be given that answer.
+    """
+
+    def __init__(self, address: DirectAddress, timeout: float) -> None:
+        """Connects.
+
+        Args:
+          address: of the queue.
+          timeout: seconds that an answer may take, beside a lease's own wait.
+
+        Raises:
+          OSError: nobody is there, or who is there does not know the secret.
+        """
+        self._timeout = timeout
+        # Kept, since pages that are touched for the first time cost more than a copy.
+        self._buffer = bytearray()
+        self._socket = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            nonce = secrets.token_bytes(NONCE_BYTES)
+            theirs = bytes(self._read(NONCE_BYTES))
+            self._socket.sendall(proof(address.secret, "worker", theirs) + nonce)
+            if not hmac.compare_digest(
+                self._read(PROOF_BYTES), proof(address.secret, "queue", nonce)
+            ):
+                raise ConnectionError(f"{address.host}:{address.port} is not the run's queue")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        """Disconnects."""
+        self._socket.close()
+
+    def lease(
+        self,
+        stage: str,
+        n: int,
+        ttl: float | None,
+        worker: str,
+        wait: float = 0.0,
+        epoch: str | None = None,
+        first: int | None = None,
+    ) -> list[Lease]:
+        """See `ReplayQueue.lease`."""
+        told, body = self._call(["lease", stage, n, ttl, worker, wait, epoch, first], wait=wait)
+        columns = zip(
+            told["ids"],
+            told["ordinals"],
+            told["deliveries"],
+            cut(body, told["sizes"]),
+            map(tuple, told["reasons"]),
+            told["starts"],
+            strict=True,
+        )
+        of_stage = Stage(stage)
+        return [
+            Lease(lease_id, ordinal, of_stage, worker, *told["until"][0], *rest)
+            for lease_id, ordinal, *rest in columns
+        ]
+
+    def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
+        """See `ReplayQueue.complete`."""
+        payloads = [payload for _, payload in items]
+        header = ["complete", [lease_id for lease_id, _ in items], list(map(len, payloads))]
+        return [Completion(told) for told in self._call(header, payloads)[0]]
+
+    def ack(
+        self, ordinals: Sequence[int], dropped: Sequence[int] = (), epoch: str | None = None
+    ) -> None:
+        """See `ReplayQueue.ack`."""
+        self._call(["ack", list(ordinals), list(dropped), epoch])
+
+    def _call(
+        self, header: list[Any], payloads: Sequence[bytes] = (), wait: float = 0.0
+    ) -> tuple[Any, memoryview]:
+        said = b"".join(frame(header, payloads))
+        try:
+            self._socket.settimeout(self._timeout + wait)
+            self._socket.sendall(said)
+            header_bytes, body_bytes = sizes_in(self._read(HEAD.size))
+            rest = self._read(header_bytes + body_bytes)
+            verdict, result = read_header(rest[:header_bytes])
+        except BaseException:
+            self.close()
+            raise
+        if verdict != "ok":
+            raise _ERRORS[verdict](result)
+        return result, rest[header_bytes:]
+
+    def _read(self, size: int) -> memoryview:
+        """So many bytes, until the next are read; `ConnectionError` where the other end is gone."""
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        view = memoryview(self._buffer)[:size]
+        read = 0
+        while read < size:
+            more = self._socket.recv_into(view[read:])
+            if not more:
+                raise ConnectionError("the queue ended the connection")
+            read += more
+        return view

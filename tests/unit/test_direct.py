@@ -1,0 +1,161 @@
+"""Direct connections to the queue's actor, without Ray: a server in a thread, real sockets."""
+
+import json
+import socket
+import threading
+from dataclasses import replace
+
+import pytest
+
+from protos.trajectory import FailureKind
+from replay.direct import HEAD, MAX_FRAME, DirectAddress
+from replay.direct_client import DirectConnection
+from replay.direct_server import DirectServer
+from replay.memory import MemoryReplayQueue
+from replay.queue import Completion, Frontier, LearnerFenced, QueueClosed, Stage
+from tests.queues import LONG, Loop, config, in_a_loop, ordinals, tickets
+
+
+@pytest.fixture
+def served():
+    """A queue, and where it listens."""
+    with in_a_loop() as loop:
+        queue = MemoryReplayQueue(config(), tickets(config()))
+        yield Loop(queue, loop), Loop(DirectServer(queue), loop).start("127.0.0.1")
+
+
+def test_what_is_asked_directly_is_what_the_queue_says(served):
+    queue, address = served
+    direct = DirectConnection(address, LONG)
+    sampling = direct.lease("to_sample", 1, None, "w")
+    assert ordinals(sampling) == [0, 1]
+    assert sampling[0].block_start == 0
+    assert [lease.payload for lease in sampling] == [
+        tickets(config()).ticket(ordinal).to_bytes() for ordinal in (0, 1)
+    ]
+    queue.fail([(sampling[0].id, "broken", FailureKind.DATA)])
+    late = [(sampling[0].id, b"late")]
+    assert direct.complete([(sampling[1].id, b"\0" * 300_000), *late]) == [
+        Completion.DONE,
+        Completion.TOO_LATE,
+    ]
+    (scoring,) = direct.lease(Stage.TO_SCORE, 4, None, "w")
+    assert (scoring.payload, scoring.stage, scoring.worker) == (b"\0" * 300_000, "to_score", "w")
+    direct.complete([(scoring.id, b"")])
+    training = direct.lease("to_train", 2, None, "w", first=0)
+    assert [(g.payload, g.tombstone, g.reasons) for g in training] == [
+        (None, True, ("broken",)),
+        (b"", False, ()),
+    ]
+    direct.ack([0], [1])
+    assert queue.frontier() == Frontier(2, (), 1)
+
+
+def test_refusals_keep_their_type(served):
+    queue, address = served
+    direct = DirectConnection(address, LONG)
+    with pytest.raises(ValueError, match="ordinal 3: it is not handed out"):
+        direct.ack([3])
+    old = queue.fence()
+    queue.fence()
+    with pytest.raises(LearnerFenced, match="another one has taken over"):
+        direct.lease("to_train", 4, None, "w", epoch=old)
+    queue.close()
+    with pytest.raises(QueueClosed):
+        direct.lease("to_sample", 1, None, "w")
+
+
+def test_who_does_not_know_the_secret_learns_and_changes_nothing(served, caplog):
+    queue, address = served
+    with pytest.raises(OSError, match="ended the connection"):
+        DirectConnection(replace(address, secret=b"a guess"), LONG)
+    assert "does not know its secret" in caplog.text
+    assert "secret" not in repr(address)
+    with socket.create_connection((address.host, address.port)) as stranger:
+        stranger.settimeout(LONG)
+        stranger.recv(32)
+        stranger.sendall(HEAD.pack(2**31, 2**31) * 20)
+        assert stranger.recv(1) == b""
+    assert queue.stats().out == 0
+
+
+def test_a_worker_gives_no_proof_away_to_who_is_not_the_queue():
+    with socket.create_server(("127.0.0.1", 0)) as impostor:
+
+        def answer():
+            with impostor.accept()[0] as connection:
+                connection.sendall(b"n" * 32)
+                connection.recv(64)
+                connection.sendall(b"p" * 32)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        port = impostor.getsockname()[1]
+        with pytest.raises(ConnectionError, match="is not the run's queue"):
+            DirectConnection(DirectAddress("127.0.0.1", port, b"secret"), LONG)
+        thread.join()
+
+
+def test_leases_for_a_worker_that_is_gone_go_back_untried(served):
+    queue, address = served
+    sampling = queue.lease("to_sample", 1, None, "s")
+    direct = DirectConnection(address, 0.01)
+    with pytest.raises(TimeoutError):  # it is told to wait longer than it waits itself
+        direct._call(["lease", "to_score", 2, None, "gone", LONG, None, None])
+    direct.close()
+    queue.complete([(lease.id, b"sampled") for lease in sampling])
+    for lease in queue.lease("to_score", 2, None, "r", wait=LONG):
+        assert lease.delivery == 1
+
+
+def hostile_frames():
+    good = json.dumps(["ack", [0], [], None]).encode()
+    yield "too large", HEAD.pack(2**31, 2**31)
+    yield "too large for one", HEAD.pack(8, MAX_FRAME)
+    yield "no JSON", HEAD.pack(4, 0) + b"\xff{]1"
+    yield "deep JSON", HEAD.pack(100_000, 0) + b"[" * 100_000
+    yield "cut short", HEAD.pack(len(good) - 1, 0) + good[:-1]
+    for header in (
+        {"ack": [0]},
+        [],
+        ["close"],
+        ["fence"],
+        ["lease"],
+        ["lease", "to_sample", "1", None, "w", 0.0, None, None],
+        ["lease", "to_sample", 1, None, ["w"], 0.0, None, None],
+        ["complete", [["a"]], [0]],
+        ["complete", ["HELD"], []],
+        ["complete", ["HELD"], [1]],
+        ["complete", ["HELD", "HELD"], [5, -5]],
+        ["complete", ["HELD"], [None]],
+        ["ack", ["0"], [], None],
+        ["ack", [0.0], [], None],
+        ["ack", [0], [], 7],
+    ):
+        yield str(header), header
+
+
+@pytest.mark.parametrize("said", [pytest.param(said, id=name) for name, said in hostile_frames()])
+def test_what_no_worker_says_ends_its_connection_and_changes_nothing(served, said):
+    queue, address = served
+    held = queue.lease("to_sample", 1, None, "w")[0].id
+    direct = DirectConnection(address, LONG)
+    if not isinstance(said, bytes):
+        header = json.dumps(said).replace("HELD", held).encode()
+        said = HEAD.pack(len(header), 0) + header
+    direct._socket.sendall(said)
+    direct._socket.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionError):
+        direct._read(1)
+    stats = queue.stats()
+    assert (stats.out, stats.acked, stats.stages["to_sample"].leased) == (2, 0, 2)
+    assert ordinals(DirectConnection(address, LONG).lease("to_sample", 1, None, "w")) == [2, 3]
+
+
+def test_a_call_without_its_answer_ends_the_connection(served):
+    _, address = served
+    direct = DirectConnection(address, 0.01)
+    with pytest.raises(TimeoutError):
+        direct._call(["lease", "to_score", 1, None, "w", LONG, None, None])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        direct.ack([])
