@@ -78,9 +78,13 @@ class Direct:
     def __getattr__(self, method: str) -> Callable[..., object]:
         if method not in ("lease", "complete", "ack"):
             return getattr(self._queue, method)
-        if not hasattr(self._connections, "own"):
-            self._connections.own = DirectConnection(self._address, LONG)
-        return getattr(self._connections.own, method)
+
+        def call(*arguments: object, **named: object) -> object:
+            if not hasattr(self._connections, "own"):
+                self._connections.own = DirectConnection(self._address, LONG)
+            return getattr(self._connections.own, method)(*arguments, **named)
+
+        return call
 
 
 @contextmanager

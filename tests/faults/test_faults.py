@@ -1,5 +1,7 @@
 """What real faults cost: a killed or stopped process costs nothing, a bad reward its own group."""
 
+import os
+import random
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -58,6 +60,49 @@ def test_a_killed_learner_resumes_to_the_same_bits(
     assert restarts(run, "learner") == 1
     assert_same_weights(run, undisturbed)
     assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
+
+
+class FiveKills:
+    """Kills the learner at five moments of a seed: some while it starts, some while it trains."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._killed: set[int] = set()
+        self.kills = 0
+        self._plan(step=0)
+
+    def _plan(self, step: int) -> None:
+        self._starting = self._random.random() < 0.4
+        self._from_step = step + self._random.randint(1, 3)
+
+    def __call__(self, status: Mapping[str, Any], stop: StopRequest) -> None:
+        (learner,) = (worker for worker in status["workers"] if worker["name"] == "learner")
+        pid = learner["pid"]
+        if self.kills == 5 or learner["state"] != "running" or pid in {None, *self._killed}:
+            return
+        if not self._starting and status["step"] < self._from_step:
+            return
+        self._killed.add(pid)
+        self.kills += 1
+        seconds = self._random.uniform(0, 6 if self._starting else 1)
+        threading.Timer(seconds, os.kill, (pid, SIGKILL)).start()
+        self._plan(status["step"])
+
+
+def test_a_learner_killed_five_times_in_a_run_ends_with_the_same_bits(tune: Tune) -> None:
+    changes = {
+        "learner.steps": 20,
+        "learner.checkpoint_every": 2,
+    }
+    undisturbed = tune("not-killed", changes)
+    kills = FiveKills(seed=4)
+    run = tune("killed-five-times", changes | {"rewards.terms": SLOW}, kills)
+    assert kills.kills == restarts(run, "learner") == 5
+    assert_same_weights(run, undisturbed)
+    assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, 21))
+    assert run.statuses[-1]["queue"]["quarantined"] == 0
+    steps = surviving_steps(read_ordinals(run.directory))
+    assert [o for step in steps for o in step.trained] == list(range(4 * 20))
 
 
 @pytest.mark.parametrize(("service", "checkpoint_every"), [("queue", 100), ("weights", 1)])
