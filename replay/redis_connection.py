@@ -48,6 +48,10 @@ class NoRoom(Exception):
     """An attempt that Redis had no memory for; it is made again."""
 
 
+class Restarting(Exception):
+    """An attempt while a learner goes back to its frontier; it is made again."""
+
+
 @dataclass(frozen=True)
 class RedisSettings:
     """Which Redis, and how to be let in.
@@ -169,6 +173,8 @@ class RedisConnection:
                 fault, reason, again = QueueUnavailable, str(error), True
             except NoRoom:
                 fault, reason = QueueFull, "its memory is full: raise maxmemory"
+            except Restarting:
+                fault, reason = QueueUnavailable, "a learner that resumes goes through its groups"
             else:
                 if give_up is not None:
                     logger.warning("Redis at %s answers again", self.name)

@@ -1,12 +1,13 @@
 -- The replay queue's rules (replay/state.py) inside Redis: one call is one transition, and no other
 -- call sees it half done. Here: what is kept, and the steps that transitions are made of. The
--- transitions follow in redis_queue.lua; both are one script.
+-- transitions follow in redis_restart.lua and redis_queue.lua; all are one script.
 --
 -- KEYS[1]: the run's `meta`; every other key of the run begins as it does.
 -- KEYS[2]: the last reply to this client, so that a call repeated after a lost connection has its
 --          effect once.
 -- ARGV: operation, request id, '1' for a repeated request, the time ('' for Redis's own), arguments.
--- Returns {verdict, result}: 'ok', 'missing' (no such run here), 'closed', 'full', 'invalid' (with
+-- Returns {verdict, result}: 'ok', 'missing' (no such run here), 'closed', 'full', 'restarting' (come
+-- again), 'invalid' (with
 -- the reason), 'taken' (with the owner) or 'fenced' (with the epoch of a learner whose place is taken).
 --
 -- meta         hash: settings, frontier, counters
@@ -62,12 +63,14 @@ local function begin_writing()
 end
 
 local FIELDS = {'block', 'next_unacked', 'dropped', 'next_block', 'lease_count', 'window', 'total',
-                'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed', 'fences'}
+                'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed', 'fences',
+                'restarted'}
 local run = {}
-local found = call('HMGET', meta, 'incarnation', unpack(FIELDS))
+local found = call('HMGET', meta, 'incarnation', 'restarting', unpack(FIELDS))
 if not found[1] and operation ~= 'open' then return {'missing'} end
-for i, field in ipairs(FIELDS) do run[field] = tonumber(found[i + 1]) end
+for i, field in ipairs(FIELDS) do run[field] = tonumber(found[i + 2]) end
 run.incarnation = found[1]
+local restarting = found[2] and cmsgpack.unpack(found[2])  -- see redis_queue.lua
 
 -- Reads and writes are gathered, since a command costs more than what it carries: groups and leases
 -- are read many at a time and kept here, writes are made at the end, or before what they write is
@@ -150,6 +153,10 @@ local function make_ready(ordinal, item)
   later('ZADD', of_stage(item[STAGE], 'since'), exact(now), whole(ordinal))
 end
 
+local function new_item() return {SAMPLE, 0, 0, '', now, {}, 0} end
+-- Waits before a restart are not of this life of the queue.
+local function waited(since) return exact(now - math.max(since, run.restarted or 0)) end
+
 local function take_ready(ordinal, stage)
   later('ZREM', of_stage(stage, 'ready'), whole(ordinal))
   later('ZREM', of_stage(stage, 'since'), whole(ordinal))
@@ -196,6 +203,7 @@ local function take_back(id, lease, reason)
 end
 
 local function expire()
+  if restarting then return end
   for stage = 1, 3 do
     local due = call('ZRANGEBYSCORE', of_stage(stage, 'deadlines'), '-inf', exact(now))
     for _, id in ipairs(due) do
@@ -232,13 +240,8 @@ local function mint_block()
   call('HSET', meta, 'next_block', whole(run.next_block))
   if call('EXISTS', key('parked')) == 1 then load(parked, 'parked', fields) end
   for i, ordinal in ipairs(fresh) do
-    local item = parked[fields[i]]
-    if item then later('HDEL', key('parked'), fields[i]) end
-    if item and item[LEASE] ~= '' then
-      put_item(ordinal, item)
-    else
-      make_ready(ordinal, item or {SAMPLE, 0, 0, '', now, {}, 0})
-    end
+    if parked[fields[i]] then later('HDEL', key('parked'), fields[i]) end
+    make_ready(ordinal, parked[fields[i]] or new_item())
   end
   flush()
   return true

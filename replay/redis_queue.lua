@@ -1,6 +1,5 @@
--- The transitions of the replay queue inside Redis, one for each call; redis_groups.lua goes before.
-
-local operations = {}
+-- The transitions of the replay queue inside Redis, one for each call. redis_groups.lua and
+-- redis_restart.lua go before.
 
 function operations.lease(arguments)
   if run.closed == 1 then return {'closed'} end
@@ -49,7 +48,7 @@ function operations.lease(arguments)
   for i, field in ipairs(fields) do
     local ordinal, item = tonumber(field), items[field]
     take_ready(ordinal, stage)
-    later('RPUSH', of_stage(stage, 'waits'), exact(now - item[SINCE]))
+    later('RPUSH', of_stage(stage, 'waits'), waited(item[SINCE]))
     run.lease_count = run.lease_count + 1
     local id = run.incarnation .. '.' .. whole(run.lease_count) .. '.' .. stage .. '.' .. field
     local lease = {ordinal, stage, worker, ttl, now + ttl, first}
@@ -220,68 +219,6 @@ function operations.frontier()
   return {'ok', {whole(run.next_unacked), whole(run.dropped), call('ZRANGE', key('acked'), 0, -1)}}
 end
 
--- The groups that a learner which goes on from a frontier may train with: see `ReplayQueue.restart`.
-local function survivors_of(is_out, acked)
-  local survivors = {}
-  for _, packed in ipairs(call('LRANGE', key('quarantine'), 0, -1)) do
-    local given_up = cmsgpack.unpack(packed)
-    if is_out(given_up[1]) then
-      survivors[whole(given_up[1])] = {TRAIN, 0, 1, '', now, given_up[3], 0}
-    end
-  end
-  for _, name in ipairs({'parked', 'items'}) do
-    local all = call('HGETALL', key(name))
-    for i = 1, #all, 2 do
-      local field, item = all[i], cmsgpack.unpack(all[i + 1])
-      local known = run.ordered == 1 or item[TOMBSTONE] == 1
-                    or item[STAGE] ~= SAMPLE and item[SAMPLED_AT] < acked
-      if known and is_out(tonumber(field)) then
-        if item[STAGE] == TRAIN then item[LEASE] = '' end  -- the learner is a new one
-        survivors[field] = item
-      else
-        later('HDEL', key('payloads'), field)
-      end
-    end
-  end
-  return survivors
-end
-
-function operations.restart(arguments)
-  if is_fenced(arguments[1]) then return {'fenced', arguments[1]} end
-  expire()
-  begin_writing()
-  local next_unacked, above = tonumber(arguments[2]), {}
-  for i = 4, #arguments do above[tonumber(arguments[i])] = true end
-  local function is_out(ordinal) return ordinal >= next_unacked and not above[ordinal] end
-  local survivors = survivors_of(is_out, next_unacked + #arguments - 3)
-  clear({'items', 'parked', 'acked'})
-  clear_stages({'ready', 'since', 'waits'})
-  items, parked, some_acked = {}, {}, nil
-  for field, item in pairs(survivors) do
-    later('HSET', key('parked'), field, cmsgpack.pack(item))
-  end
-  for ordinal in pairs(above) do later('ZADD', key('acked'), whole(ordinal), whole(ordinal)) end
-  flush()
-  run.next_unacked, run.dropped = next_unacked, tonumber(arguments[3])
-  run.next_block = math.floor(next_unacked / run.block)
-  call('HSET', meta, 'next_unacked', whole(run.next_unacked), 'dropped', whole(run.dropped),
-       'next_block', whole(run.next_block))
-  while call('EXISTS', key('parked')) == 1 and mint_block() do end
-  local held = call('HKEYS', key('leases'))
-  load_leases(held)
-  for _, id in ipairs(held) do
-    local item = items[whole(leases[id][ORDINAL])]
-    if not item or item[LEASE] ~= id then drop_lease(id, leases[id]) end
-  end
-  local left = call('HGETALL', key('parked'))
-  for i = 1, #left, 2 do
-    local item = cmsgpack.unpack(left[i + 1])
-    item[LEASE] = ''
-    later('HSET', key('parked'), left[i], cmsgpack.pack(item))
-  end
-  return {'ok'}
-end
-
 -- The queue of a run: taken up where it is one of the same identity, else empty from ordinal 0; with
 -- the settings given as field and value. Taken while another owner is at work.
 function operations.open(arguments)
@@ -335,7 +272,7 @@ function operations.stats()
     local oldest = call('ZRANGE', of_stage(stage, 'since'), 0, 0, 'WITHSCORES')[2]
     table.insert(stages, {call('ZCARD', of_stage(stage, 'ready')),
                           call('ZCARD', of_stage(stage, 'deadlines')),
-                          exact(oldest and now - tonumber(oldest) or 0),
+                          oldest and waited(tonumber(oldest)) or '0',
                           call('LRANGE', of_stage(stage, 'waits'), 0, -1)})
   end
   local counters = call('HMGET', meta, 'quarantined', 'redelivered', 'expired', 'too_late')
@@ -360,6 +297,9 @@ end
 
 local arguments = {}
 for i = 5, #ARGV do arguments[i - 4] = ARGV[i] end
+if restarting and run.closed ~= 1 and not GOES_ON[operation] then
+  return operation == 'lease' and {'ok', {}} or {'restarting'}
+end
 local answer = operations[operation](arguments)
 flush()
 return answer

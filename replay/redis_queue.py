@@ -1,8 +1,8 @@
 """The queue's contract over Redis: shared by any process that reaches it, and durable with AOF.
 
-The rules are those of `replay.state`, in `redis_groups.lua` and `redis_queue.lua`: each call is one
-script, which Redis runs whole or not at all. Time is Redis's own, so workers' clocks do not matter.
-Tickets are not stored: who samples computes them.
+The rules are those of `replay.state`, in `redis_groups.lua`, `redis_restart.lua` and
+`redis_queue.lua`: each call is one script, which Redis runs whole or not at all. Time is Redis's own,
+so workers' clocks do not matter. Tickets are not stored: who samples computes them.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from replay.queue import (
     StageStats,
     Stats,
 )
-from replay.redis_connection import NoRoom, RedisConnection
+from replay.redis_connection import NoRoom, RedisConnection, Restarting
 from replay.state import MAX_REASON
 
 PREFIX = "rewardtune"
@@ -40,7 +40,8 @@ OWNER_SECONDS = 30.0
 """A run whose owner asked for no stats for so long has none."""
 
 _SCRIPT = b"\n".join(
-    (Path(__file__).parent / name).read_bytes() for name in ("redis_groups.lua", "redis_queue.lua")
+    (Path(__file__).parent / f"redis_{part}.lua").read_bytes()
+    for part in ("groups", "restart", "queue")
 )
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 
@@ -237,6 +238,8 @@ class RedisReplayQueue:
         """See `ReplayQueue.restart`."""
         above = frontier.acked_above
         self._call("restart", epoch or "", frontier.next_unacked, frontier.dropped, *above)
+        while self._call("restart_on", epoch or ""):  # in pieces, between which Redis serves others
+            pass
 
     def close(self) -> None:
         """See `ReplayQueue.close`."""
@@ -277,6 +280,8 @@ class RedisReplayQueue:
                 answer = client.eval(_SCRIPT, len(keys), *given)  # type: ignore[arg-type]
             if answer[0] == b"full":
                 raise NoRoom
+            if answer[0] == b"restarting":
+                raise Restarting
             return answer
 
         verdict, *results = self.connection.run(operation, attempt)
