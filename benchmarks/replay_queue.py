@@ -1,32 +1,42 @@
-"""What the replay queue costs: CPU seconds a group, from ticket to ack.
+"""What the replay queue costs: CPU seconds a group, from ticket to ack, and how that grows.
 
 One driver plays all roles: for each batch of 16 groups it leases and completes `to_sample` and
-`to_score` with 16 KB payloads, leases `to_train` and acks. Measured are the bare state machine,
-the queue in a Ray actor and the queue on Redis. The CPU of every process counts (driver, actor,
-raylet, GCS and the rest; driver and redis-server), and what the idle cluster burns in the same time
-is given beside it. Redis writes its append-only file, with `appendfsync always` and `everysec`, and
-once more with many groups waiting.
+`to_score` with 16 KB payloads, leases `to_train` and acks: six calls, in which each payload travels
+once in each direction. Measured are
 
-    python -m benchmarks.replay_queue        # writes benchmarks/results/queue.json
+- the bare state machine: no process, no wire;
+- the queue in memory as a run uses it: a Ray actor, asked over direct connections. The CPU of every
+  process counts: driver, actor, raylet, GCS and the rest, and what the idle cluster burns in the
+  same time is given beside it;
+- the same with every call through Ray, which is what it was before, as a reference;
+- the queue on Redis, with `appendfsync always` and `everysec`: driver and redis-server;
+- the state machine and Redis (without fsync) again, while more and more groups wait.
+
+    python -m benchmarks.replay_queue [memory] [redis] [memory_growth] [redis_growth]
+
+writes benchmarks/results/queue.json, by parts; without a name all of them.
 
 (The file is not called queue.py: a script beside it would import it for the standard library's.)
 """
 
 import json
+import math
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from replay.config import QueueConfig
-from replay.memory import MemoryReplayQueue
 from replay.queue import ReplayQueue, Stage
+from replay.queue_actor import QueueActor
 from replay.ray_client import RayReplayQueue
 from replay.redis_queue import RedisReplayQueue
 from replay.state import QueueState
@@ -37,6 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "queue.json"
 BATCH = 16
 PAYLOAD = os.urandom(16 * 1024)
 REPEATS = 5
+WAITING = (1_000, 10_000, 100_000, 1_000_000)
 CONFIG = QueueConfig(groups_per_step=BATCH, block=BATCH, lag=1)
 SOURCE = TicketSource(0, [str(i) for i in range(12_000)], "ordered", 1, BATCH)
 
@@ -56,23 +67,32 @@ def client_batch(queue: ReplayQueue) -> None:
     queue.ack([lease.ordinal for lease in queue.lease(Stage.TO_TRAIN, BATCH, None, "l")])
 
 
-def cpu_of_all_processes() -> float:
-    """CPU seconds of this process and its living descendants."""
-    parents, used = {}, {}
+def cpu_by_process() -> dict[str, float]:
+    """CPU seconds of this process and its living descendants, by what they are."""
+    parents, used, names = {}, {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                names[int(entry.name)] = (entry / "cmdline").read_bytes()
             except OSError:  # it ended meanwhile
                 continue
             parents[int(entry.name)] = int(fields[1])
             used[int(entry.name)] = int(fields[11]) + int(fields[12])
     family = {os.getpid()}
-    while True:
-        more = {pid for pid, parent in parents.items() if parent in family} - family
-        if not more:
-            return sum(used[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
+    seconds = {"driver": 0.0, "actor": 0.0, "others": 0.0}
+    for pid in family:
+        is_actor = names[pid].startswith(b"ray::QueueActor")
+        role = "driver" if pid == os.getpid() else "actor" if is_actor else "others"
+        seconds[role] += used[pid] / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+def cpu_of_all_processes() -> float:
+    """CPU seconds of this process and its living descendants."""
+    return sum(cpu_by_process().values())
 
 
 def measure(run: Callable[[], None], batches: int, cpu: Callable[[], float]) -> dict[str, float]:
@@ -95,23 +115,32 @@ def measure(run: Callable[[], None], batches: int, cpu: Callable[[], float]) -> 
     }
 
 
-def through_ray() -> dict[str, Any]:
+def in_a_ray_actor() -> dict[str, Any]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        handle = ray.remote(MemoryReplayQueue).options(num_cpus=0).remote(CONFIG, SOURCE)
-        queue = RayReplayQueue(handle)
-        queue.stats()
+        handle = ray.remote(QueueActor).options(num_cpus=0).remote(CONFIG, SOURCE)
+        direct, through_ray = RayReplayQueue(handle), RayReplayQueue(handle)
+        through_ray._try_again_at = math.inf
+        direct.stats()
         time.sleep(5)  # let the cluster finish starting
         wall, used = time.perf_counter(), cpu_of_all_processes()
         time.sleep(5)
         idle = (cpu_of_all_processes() - used) / (time.perf_counter() - wall)
-        figures = measure(lambda: client_batch(queue), 200, cpu_of_all_processes)
-        share = idle * figures["wall_us_per_group"]
-        return figures | {
-            "of_which_idle_cluster_us_per_group": round(share, 1),
-            "idle_cluster_cpu_share": round(idle, 3),
-            "calls_per_batch": 6,
-        }
+        results: dict[str, Any] = {"idle_cluster_cpu_share": round(idle, 3)}
+        for name, queue, batches in (
+            ("direct", direct, 400),
+            ("all_through_ray", through_ray, 150),
+        ):
+            before = cpu_by_process()
+            figures = measure(partial(client_batch, queue), batches, cpu_of_all_processes)
+            after, groups = cpu_by_process(), (REPEATS * batches + 1) * BATCH
+            figures |= {
+                f"{role}_us_per_group": round((after[role] - before[role]) / groups * 1e6, 1)
+                for role in after
+            }
+            share = round(idle * figures["wall_us_per_group"], 1)
+            results[name] = figures | {"of_which_idle_cluster_us_per_group": share}
+        return results
     finally:
         ray.shutdown()
 
@@ -135,48 +164,103 @@ def through_redis(sync: str) -> dict[str, Any]:
         return figures | {"redis_version": version, "calls_per_batch": 6}
 
 
-def with_groups_waiting(groups: int, payload: bytes) -> dict[str, Any]:
-    """The cost while so many groups wait to be scored: async mode, so that new ones may pass."""
-    config = QueueConfig(
+def growing(groups: int) -> QueueConfig:
+    """Async mode, so that new groups may pass those that wait to be scored."""
+    return QueueConfig(
         groups_per_step=65536, block=BATCH, lag=groups // 65536 + 1, mode="async", score_ttl=86400
     )
-    with on_redis("no", config) as (server, queue):
+
+
+def state_machine_with_groups_waiting(groups: int) -> dict[str, Any]:
+    state = QueueState(growing(groups), lambda ordinal: SOURCE.ticket(ordinal).to_bytes())
+    while len(state._items) < groups:
+        for lease in state.lease(Stage.TO_SAMPLE, 16, None, "w", 0.0):
+            state.complete(lease.id, b"x" * 64, 0.0)
+    figures = measure(lambda: pure_batch(state), 200, time.process_time)
+    return (
+        figures
+        | {"groups_waiting": groups}
+        | times_of(
+            lambda: state.stats(time.monotonic()),
+            lambda: state.restart(state.frontier(), time.monotonic()),
+        )
+    )
+
+
+def redis_with_groups_waiting(groups: int) -> dict[str, Any]:
+    with on_redis("no", growing(groups)) as (server, queue):
         waiting = 0
         while waiting < groups:
-            leases = queue.lease("to_sample", 16, None, "w")
-            queue.complete([(lease.id, payload) for lease in leases])
+            leases = queue.lease("to_sample", 64, None, "w")
+            queue.complete([(lease.id, b"x" * 64) for lease in leases])
             waiting += len(leases)
         figures = measure(lambda: client_batch(queue), 100, cpu_of_all_processes)
         memory = server.client().info("memory")["used_memory"]
-        return figures | {
-            "groups_waiting": groups,
-            "payload_of_waiting_bytes": len(payload),
-            "redis_memory_mb": round(memory / 1e6),
-        }
+        return (
+            figures
+            | {"groups_waiting": groups, "redis_memory_mb": round(memory / 1e6)}
+            | times_of(queue.stats, lambda: queue.restart(queue.frontier()))
+        )
 
 
-def main() -> None:
+def times_of(stats: Callable[[], object], restart: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of what is asked once a second, and when a learner resumes."""
+    walls = []
+    for call, repeats in ((stats, 21), (restart, 1)):
+        seconds = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        walls.append(round(statistics.median(seconds) * 1e3, 3))
+    return {"stats_ms": walls[0], "restart_ms": walls[1]}
+
+
+def in_memory() -> dict[str, Any]:
     state = QueueState(CONFIG, lambda ordinal: SOURCE.ticket(ordinal).to_bytes())
-    results = {
-        "command": "python -m benchmarks.replay_queue",
+    bare = measure(lambda: pure_batch(state), 500, time.process_time)
+    return {"pure_state_machine": bare, "in_a_ray_actor": in_a_ray_actor()}
+
+
+def on_a_redis() -> dict[str, Any]:
+    return {f"fsync_{sync}": through_redis(sync) for sync in ("always", "everysec")}
+
+
+def memory_growth() -> list[dict[str, Any]]:
+    return [state_machine_with_groups_waiting(groups) for groups in WAITING]
+
+
+def redis_growth() -> list[dict[str, Any]]:
+    return [redis_with_groups_waiting(groups) for groups in WAITING]
+
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "memory": in_memory,
+    "redis": on_a_redis,
+    "memory_growth": memory_growth,
+    "redis_growth": redis_growth,
+}
+
+
+def main(parts: Sequence[str]) -> None:
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results |= {
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
         "python": platform.python_version(),
         "ray": ray.__version__,
         "batch_groups": BATCH,
         "payload_bytes": len(PAYLOAD),
-        "load_average_before": [round(load, 2) for load in os.getloadavg()],
-        "pure_state_machine": measure(lambda: pure_batch(state), 500, time.process_time),
-        "through_ray": through_ray(),
-        "through_redis_fsync_always": through_redis("always"),
-        "through_redis_fsync_everysec": through_redis("everysec"),
-        "through_redis_fsync_none_by_groups_waiting": [
-            with_groups_waiting(groups, b"x" * 64) for groups in (1_000, 100_000, 1_000_000)
-        ],
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    for part in parts:
+        load = os.getloadavg()[0]
+        results[part] = {
+            "command": f"python -m benchmarks.replay_queue {part}",
+            "load_average_before": round(load, 2),
+            "figures": PARTS[part](),
+        }
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or list(PARTS))

@@ -335,3 +335,35 @@ def test_a_queue_made_anew_knows_no_lease_and_no_count_of_before(server):
     stats = queue.stats()
     assert (stats.out, stats.quarantined, stats.last_reasons) == (0, 0, ())
     assert stats.stages[Stage.TO_TRAIN].leased == 0
+
+
+def test_a_restart_that_is_cut_short_loses_no_survivor_and_the_next_one_completes_it(server):
+    queue = open_run(server, "cut short", patience=0.2)
+    pass_stage(queue, "to_sample", 2)
+    (held,) = queue.lease("to_score", 1, None, "r")
+    queue._call("restart", "", 0, 0)  # the learner dies before it goes on
+    assert queue.lease("to_score", 1, None, "r") == []
+    with pytest.raises(QueueUnavailable, match="a learner that resumes goes through its groups"):
+        queue.complete([(held.id, b"scored")])
+    assert queue.stats().out == 4
+    queue.restart(Frontier())
+    assert queue.complete([(held.id, b"scored")]) == [Completion.DONE]
+    assert pass_stage(queue, "to_score") == [1, 2, 3]
+
+
+def test_a_restart_of_more_groups_than_one_piece_holds_keeps_each_survivor(server):
+    step = 5000
+    queue = open_run(server, "many", QueueConfig(groups_per_step=step, block=50, lag=1))
+    assert len(pass_stage(queue, "to_sample", 200)) == 2 * step
+    assert pass_stage(queue, "to_score", step) == list(range(step))
+    queue.lease("to_train", step, None, "learner that dies")
+    queue = open_run(server, "many", QueueConfig(groups_per_step=step, block=50, lag=0))
+    queue.restart(Frontier(2))
+    stages = queue.stats().stages
+    assert stages["to_train"].ready == step - 2
+    assert stages["to_score"].ready + stages["to_sample"].ready == 0  # the others wait aside
+    groups = queue.lease("to_train", step - 2, None, "the next")
+    assert [(g.ordinal, g.payload) for g in groups] == [(o, b"payload") for o in range(2, step)]
+    queue.ack([g.ordinal for g in groups])
+    assert queue.lease("to_sample", 1, None, "s") == []
+    assert queue.stats().stages["to_score"].ready == step
