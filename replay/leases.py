@@ -17,6 +17,7 @@ class Leases:
     def __init__(self) -> None:
         self.in_stage: Counter[Stage] = Counter()
         self._held: dict[str, Lease] = {}
+        self._until: dict[str, float] = {}
         self._of_worker: dict[str, dict[str, None]] = {}
         # Of every lease that is held, and until they come to the top some of others.
         self._deadlines: list[tuple[float, str]] = []
@@ -31,6 +32,10 @@ class Leases:
         """The lease, if it is held."""
         return self._held.get(lease_id)
 
+    def deadline(self, lease: Lease) -> float:
+        """When it ends, as it was last renewed."""
+        return self._until[lease.id]
+
     def values(self) -> Collection[Lease]:
         """All of them."""
         return self._held.values()
@@ -39,10 +44,11 @@ class Leases:
         """From now on these are held; they are what the worker was handed last."""
         for lease in leases:
             self._held[lease.id] = lease
+            self._until[lease.id] = lease.deadline
             self._of_worker.setdefault(worker, {})[lease.id] = None
             self.in_stage[lease.stage] += 1
             if len(self._deadlines) > 2 * len(self._held) + 1024:  # mostly of leases that are gone
-                self._deadlines = [(held.deadline, held.id) for held in self._held.values()]
+                self._deadlines = [(until, lease_id) for lease_id, until in self._until.items()]
                 heapq.heapify(self._deadlines)
             else:
                 heapq.heappush(self._deadlines, (lease.deadline, lease.id))
@@ -52,11 +58,11 @@ class Leases:
 
     def renew(self, lease: Lease, now: float) -> None:
         """It is held for its ttl from now on."""
-        self._held[lease.id] = lease._replace(deadline=now + lease.ttl)
+        self._until[lease.id] = now + lease.ttl
 
     def drop(self, lease: Lease) -> None:
         """It is not held any more."""
-        del self._held[lease.id]
+        del self._held[lease.id], self._until[lease.id]
         self.in_stage[lease.stage] -= 1
         others = self._of_worker[lease.worker]
         del others[lease.id]
@@ -85,10 +91,12 @@ class Leases:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, lease_id = heapq.heappop(self._deadlines)
             lease = self._held.get(lease_id)
-            if lease is not None and lease.deadline <= now:
+            if lease is None:
+                continue
+            until = self._until[lease_id]
+            if until <= now:
                 return lease
-            if lease is not None:  # renewed since
-                heapq.heappush(self._deadlines, (lease.deadline, lease_id))
+            heapq.heappush(self._deadlines, (until, lease_id))  # renewed since
         return None
 
     def next_deadline(self) -> float | None:

@@ -58,7 +58,7 @@ class Lease(NamedTuple):
       stage: where it waits meanwhile.
       worker: who holds it.
       ttl: seconds within which to renew, complete, fail or release.
-      deadline: when it ends, on the queue's own clock.
+      deadline: when it ends on the queue's own clock, unless it is renewed.
       delivery: 1, and one more for each delivery in this stage that failed.
       payload: `Ticket`, `Sampled` or `ScoredGroup` bytes by stage; None for a tombstone, a
         quarantined group whose masked row the learner must still count.

@@ -1,6 +1,7 @@
 """`rewardtune simulate`: seeds to try, on the command line."""
 
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,9 @@ def simulate_runs(
     service_mtbf: Annotated[
         float, typer.Option(min=0, help="The same for learner, queue, weights, network and run.")
     ] = _DEFAULT.service_mtbf,
+    message_faults: Annotated[
+        float, typer.Option(min=0, help="So many times as often messages are slow, lost, doubled.")
+    ] = _DEFAULT.message_faults,
     learner_connected: Annotated[
         bool, typer.Option(help="The learner's calls arrive at most once, none after its death.")
     ] = _DEFAULT.learner_connected,
@@ -45,7 +49,7 @@ def simulate_runs(
         raise ValueError(f"--mode is {mode!r}; it must be ordered or async")
     runs = []
     for number in range(seed, seed + seeds):
-        figures = simulate(Simulation(**settings | {"seed": number}))
+        figures = simulate(Simulation(**settings | {"seed": number}), progress=_tell)
         runs.append(figures)
         print(
             f"seed {number}: trace {figures['trace']}, {figures['events']:,} events, "
@@ -56,3 +60,7 @@ def simulate_runs(
         )
     if out is not None:
         out.write_text(json.dumps(runs[0] if seeds == 1 else runs, indent=2) + "\n")
+
+
+def _tell(how_far: str) -> None:
+    print(f"  {how_far}", file=sys.stderr, flush=True)

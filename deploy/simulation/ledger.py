@@ -6,6 +6,7 @@ so each ordinal is in exactly one place as long as it was before the event.
 """
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Ledger:
             )
         parked = {
             ordinal: group
-            for ordinal, group in before.items()
+            for ordinal, group in sorted(before.items())
             if ordinal not in acked and self._survives(group, frontier)
         }
         self._begin(frontier, parked)
@@ -246,7 +247,8 @@ class Ledger:
 
     def _unpark(self, state: QueueState) -> None:
         """A block was handed out, and with it what has survived of it."""
-        for ordinal in [ordinal for ordinal in self._parked if ordinal in state._items]:
+        # Blocks are handed out in order: those behind the first that is not out are not out either.
+        for ordinal in list(itertools.takewhile(state._items.__contains__, self._parked)):
             self._groups[ordinal] = self._parked.pop(ordinal)
             self._touched.add(ordinal)
 
@@ -268,7 +270,8 @@ class Ledger:
             and ready == ([] if leased else [group.stage])
             and not state.is_acked(ordinal)
             and (lease is not None) == leased
-            and (lease is None or (lease.ordinal, lease.deadline) == (ordinal, group.deadline))
+            and (lease is None or lease.ordinal == ordinal)
+            and (lease is None or state._leases.deadline(lease) == group.deadline)
         )
         if not right:
             raise Violation(

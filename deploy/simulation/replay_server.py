@@ -27,6 +27,12 @@ class _Waiter:
     worker: str
     epoch: str | None
     reply: Reply
+    waits: bool = True
+
+    def answer(self, value: object) -> None:
+        """It waits no more, and whoever calls takes it out of the row."""
+        self.waits = False
+        self.reply(value)
 
 
 class SimulatedQueue(Server):
@@ -133,7 +139,7 @@ class SimulatedQueue(Server):
         for waiters in self._waiters.values():
             for waiter in [waiter for waiter in waiters if waiter.worker == worker]:
                 waiters.remove(waiter)
-                waiter.reply([])
+                waiter.answer([])
         released = self.state.release_worker(worker, reason, self._time())
         self.ledger.released_worker(worker, released)
         self.world.trace("release_worker", worker, released)
@@ -147,7 +153,7 @@ class SimulatedQueue(Server):
         for waiters in self._waiters.values():
             for waiter in [waiter for waiter in waiters if waiter.epoch is not None]:
                 waiters.remove(waiter)
-                waiter.reply(self.refused("lease", LearnerFenced(f"epoch {waiter.epoch}")))
+                waiter.answer(self.refused("lease", LearnerFenced(f"epoch {waiter.epoch}")))
         return epoch
 
     def _history(self) -> History:
@@ -204,13 +210,13 @@ class SimulatedQueue(Server):
         else:
             waiter = _Waiter(n, worker, epoch, reply)
             self._waiters[stage].append(waiter)
-            self.world.after(wait, self._give_up, stage, waiter)
+            self.world.after(wait, self._give_up, stage, waiter, self.incarnation)
         self._serve()
 
-    def _give_up(self, stage: Stage, waiter: _Waiter) -> None:
-        if waiter in self._waiters[stage]:
+    def _give_up(self, stage: Stage, waiter: _Waiter, incarnation: int) -> None:
+        if waiter.waits and incarnation == self.incarnation:
             self._waiters[stage].remove(waiter)
-            waiter.reply([])
+            waiter.answer([])
 
     def _hand_out(self, stage: Stage, n: int, worker: str) -> list[Lease]:
         leases = self.state.lease(stage, n, None, worker, self._time())
@@ -236,7 +242,7 @@ class SimulatedQueue(Server):
                 leases = self._hand_out(stage, waiters[0].n, waiters[0].worker)
                 if not leases:
                     break
-                waiters.popleft().reply(leases)
+                waiters.popleft().answer(leases)
         self._set_alarm()
 
     def _time(self) -> float:

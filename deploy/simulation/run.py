@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ NOTICED_WITHIN = 2.0
 STARTS_WITHIN = 8.0
 SILENT_SECONDS = 30.0
 FULL_CHECK_EVERY = 1000
+TOLD_EVERY = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Simulation:
         and its calls are numbered and repeated as by an edge's client.
       worker_mtbf, service_mtbf: mean virtual seconds between two faults of one worker, and of the
         rest (learner, queue, weight store, network, the whole run); 0: none.
+      message_faults: so many times as often as `network` says messages are slow, lost or doubled.
+        A learner on Ray dies of a call that is lost, and the larger a step, the more calls it is.
     """
 
     seed: int = 0
@@ -56,6 +59,7 @@ class Simulation:
     checkpoint_every: int = 5
     worker_mtbf: float = 200.0
     service_mtbf: float = 60.0
+    message_faults: float = 1.0
     learner_connected: bool = True
     network: Network = field(default_factory=Network)
     work: Work = field(default_factory=Work)
@@ -86,12 +90,14 @@ def simulate(
     rules: type[QueueState] = QueueState,
     server: type[SimulatedQueue] = SimulatedQueue,
     learners: type[Learners] = Learners,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Runs to the last step and judges what was trained; returns what happened, in figures.
 
     Args:
       simulation: what to run.
       rules, server, learners: the queue and the learner, which tests replace by broken ones.
+      progress: told every `TOLD_EVERY` seconds how far it is.
 
     Raises:
       SimulationFailed: an invariant was broken, or nothing moved any more.
@@ -101,7 +107,7 @@ def simulate(
     collecting = gc.isenabled()
     gc.disable()  # there are next to no cycles, and a collection looks at millions of objects
     try:
-        run.to_the_end()
+        run.to_the_end(progress)
         run.judge()
     except Exception as error:
         recent = "\n".join(f"  {entry[0]:.3f} {entry[1:]}" for entry in run.world.recent)
@@ -124,7 +130,7 @@ class _Run:
         learners: type[Learners],
     ):
         self._simulation = simulation
-        self.world = World(simulation.seed, simulation.network)
+        self.world = World(simulation.seed, simulation.network.times(simulation.message_faults))
         config = QueueConfig(
             groups_per_step=simulation.groups_per_step,
             block=simulation.block,
@@ -178,14 +184,14 @@ class _Run:
         """What the run's learner has trained; one whose place was taken may finish too."""
         return self._learners.finished.get(self._learner.serial)
 
-    def to_the_end(self) -> None:
+    def to_the_end(self, progress: Callable[[str], None] | None) -> None:
         """Lets everything happen until the learner has saved its last step.
 
         Raises:
           Violation: a rule was broken, or no step was reached for `STUCK_SECONDS`.
         """
         world, queue, learners = self.world, self._queue, self._learners
-        furthest, since = -1, 0.0
+        furthest, since, told = -1, 0.0, time.monotonic()
         every = FULL_CHECK_EVERY + 10 * queue.config.window  # a tenth of the rest
         while self._finished is None:
             for _ in range(every):
@@ -200,6 +206,13 @@ class _Run:
                 raise Violation(
                     f"no new step for {STUCK_SECONDS:g} s after step {furthest}: "
                     f"{queue.state.stats(queue.clock())}"
+                )
+            if progress is not None and time.monotonic() - told > TOLD_EVERY:
+                told = time.monotonic()
+                progress(
+                    f"{world.events:,} events, {queue.leases:,} leases, step {furthest} of "
+                    f"{self._simulation.steps}, {world.now:,.0f} virtual seconds, "
+                    f"{world.counts['learner deaths']:,} deaths of learners"
                 )
 
     # -- the controller -------------------------------------------------------------------------

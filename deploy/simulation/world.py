@@ -12,7 +12,7 @@ import random
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from replay.queue import QueueUnavailable
@@ -59,6 +59,15 @@ class Network:
     doubled: float = 0.002
     timeout: float = 20.0
     patience: float = 120.0
+
+    def times(self, factor: float) -> "Network":
+        """One whose messages are slow, lost or doubled so many times as often."""
+        return replace(
+            self,
+            slow=factor * self.slow,
+            lost=factor * self.lost,
+            doubled=factor * self.doubled,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +135,7 @@ class World:
         self.recent: deque[tuple[Any, ...]] = deque(maxlen=KEPT_EVENTS)
         self.hash = 0
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._pending: dict[float, deque[tuple[float, _Pending]]] = {}
         self._number = 0
         self._serials = 0
 
@@ -142,6 +152,26 @@ class World:
     def after(self, seconds: float, action: Callable[..., None], *arguments: Any) -> None:
         """`action(*arguments)` happens in so many seconds."""
         self.at(self.now + seconds, action, *arguments)
+
+    def give_up_after(self, seconds: float, call: "_Pending") -> None:
+        """`call.give_up()` happens in so many seconds, where it waits until then.
+
+        Most calls are answered long before: those of the same patience wait in a row, and only the
+        first of it is an event to come.
+        """
+        row = self._pending.setdefault(seconds, deque())
+        row.append((self.now + seconds, call))
+        if len(row) == 1:
+            self.at(row[0][0], self._give_up_first, row)
+
+    def _give_up_first(self, row: "deque[tuple[float, _Pending]]") -> None:
+        _, first = row.popleft()
+        while row and not row[0][1].waits:
+            row.popleft()
+        if row:
+            self.at(row[0][0], self._give_up_first, row)
+        if first.waits:
+            first.give_up()
 
     def next_event(self) -> None:
         """Lets the next thing happen."""
@@ -338,7 +368,7 @@ class _Pending:
         process, world, to = self.process, self.process.world, self.call.to
         once = process.transport is Transport.ONCE
         world.send(once, self._arrive, to.connection, cut_until=process.cut_until)
-        world.after(world.network.timeout + self.call.wait, self._give_up)
+        world.give_up_after(world.network.timeout + self.call.wait, self)
 
     def _arrive(self, connection: int) -> None:
         # A numbered call travels in a connection, which ends with the server.
@@ -350,17 +380,20 @@ class _Pending:
         process.world.send(True, self._answered, value, cut_until=process.cut_until)
 
     def _answered(self, value: Any) -> None:
-        if self._waits():
+        if self.waits:
             self.task.calls += 1
             self.process._step(self.task, value)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """No answer has come in time: it is sent again, or `QueueUnavailable` is the answer."""
         world = self.process.world
         patient = world.now - self.began < world.network.patience
-        if self._waits() and self.request.number is not None and patient:
+        if self.request.number is not None and patient:
             self.ask()
         else:
             self._answered(QueueUnavailable(f"no answer to {self.call.method}"))
 
-    def _waits(self) -> bool:
+    @property
+    def waits(self) -> bool:
+        """Its task is alive and has no answer."""
         return self.number == self.task.calls and self.task.life == self.process.life

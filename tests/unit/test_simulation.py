@@ -71,7 +71,9 @@ def test_one_seed_gives_one_trace_in_every_process():
 
 
 def test_the_command_of_a_simulation_simulates_it_again():
-    simulation = Simulation(3, "async", 2, steps=4, learner_connected=False, service_mtbf=1e6)
+    simulation = Simulation(
+        3, "async", 2, steps=4, learner_connected=False, service_mtbf=1e6, message_faults=0.5
+    )
     arguments = simulation.command.split()[1:]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -193,7 +195,7 @@ class RefusesInTime(QueueState):
 
     def complete(self, lease_id, payload, now):
         lease = self._leases.get(lease_id)
-        if lease and now > lease.deadline - lease.ttl / 5:
+        if lease and now > self._leases.deadline(lease) - lease.ttl / 5:
             return Completion.TOO_LATE
         return super().complete(lease_id, payload, now)
 
