@@ -33,7 +33,7 @@ from vision.tasks.task import Task
 
 ENDLESS = 1_000_000
 FIRST_STEP_SECONDS = 300.0
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 60.0
 LEARNER_LEASES = 6
 """A learner holds its leases for a step, which may begin with a compilation: it has longer."""
 # What a delivery fails of when its process was killed, stopped, hung or out of memory.
