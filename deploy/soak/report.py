@@ -120,8 +120,10 @@ def by_kind(faults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """Prints the table and the verdict."""
-    titles = ("noticed after (s)", "worst", "then mended after (s)", "p95", "worst")
-    table = Table("fault", "times", *titles)
+    table = Table()
+    table.add_column("fault", no_wrap=True)
+    for title in ("times", "noticed (s)", "worst", "mended (s)", "p95", "worst"):
+        table.add_column(title, justify="right")
     for row in by_kind(result["faults"]):
         cells = ("noticed_median", "noticed_worst", "mended_median", "mended_p95", "mended_worst")
         shown = ["" if row[cell] is None else f"{row[cell]:.1f}" for cell in cells]
@@ -130,7 +132,7 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
     verdict = result["verdict"]
     console.print(
         f"{len(result['faults'])} faults in {result['seconds']:.0f} s; {verdict['steps']} steps "
-        f"({result['steps_redone']} of them trained again after going back to a checkpoint): "
+        f"({result['steps_redone']} more were trained again after going back to a checkpoint): "
         f"{verdict['trained']} groups trained, {verdict['quarantined']} quarantined, "
         f"{verdict['unscored']} not scored, {verdict['dropped']} dropped; "
         f"{len(verdict['lost'])} lost, {len(verdict['twice'])} trained twice",
