@@ -12,7 +12,7 @@ once in each direction. Measured are
 - the queue on Redis, with `appendfsync always` and `everysec`: driver and redis-server;
 - the state machine and Redis (without fsync) again, while more and more groups wait.
 
-    python -m benchmarks.replay_queue [memory] [redis] [memory_growth] [redis_growth]
+    python -m benchmarks.replay_queue [memory] [redis] [memory_1000] ... [redis_1000000]
 
 writes benchmarks/results/queue.json, by parts; without a name all of them.
 
@@ -226,40 +226,33 @@ def on_a_redis() -> dict[str, Any]:
     return {f"fsync_{sync}": through_redis(sync) for sync in ("always", "everysec")}
 
 
-def memory_growth() -> list[dict[str, Any]]:
-    return [state_machine_with_groups_waiting(groups) for groups in WAITING]
-
-
-def redis_growth() -> list[dict[str, Any]]:
-    return [redis_with_groups_waiting(groups) for groups in WAITING]
-
-
 PARTS: dict[str, Callable[[], Any]] = {
     "memory": in_memory,
     "redis": on_a_redis,
-    "memory_growth": memory_growth,
-    "redis_growth": redis_growth,
+    **{f"memory_{n}": partial(state_machine_with_groups_waiting, n) for n in WAITING},
+    **{f"redis_{n}": partial(redis_with_groups_waiting, n) for n in WAITING},
 }
 
 
 def main(parts: Sequence[str]) -> None:
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results |= {
-        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
-        "python": platform.python_version(),
-        "ray": ray.__version__,
-        "batch_groups": BATCH,
-        "payload_bytes": len(PAYLOAD),
-    }
     for part in parts:
         load = os.getloadavg()[0]
+        figures = PARTS[part]()
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results |= {
+            "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "batch_groups": BATCH,
+            "payload_bytes": len(PAYLOAD),
+        }
         results[part] = {
             "command": f"python -m benchmarks.replay_queue {part}",
             "load_average_before": round(load, 2),
-            "figures": PARTS[part](),
+            "figures": figures,
         }
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+        print(part, json.dumps(results[part], indent=2), flush=True)
 
 
 if __name__ == "__main__":

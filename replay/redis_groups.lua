@@ -39,8 +39,23 @@ local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS, SAMPLED_AT = 1, 2, 3, 4, 
 local ORDINAL, WORKER, TTL, CALL = 1, 3, 4, 6                             -- of a lease, and STAGE = 2
 
 local call = redis.call
-local function key(name) return base .. name end
-local function of_stage(stage, name) return base .. STAGES[stage] .. ':' .. name end
+local keys, keys_of_stage = {}, {{}, {}, {}}  -- made once: a string costs more than a look at a table
+local function key(name)
+  local made = keys[name]
+  if not made then
+    made = base .. name
+    keys[name] = made
+  end
+  return made
+end
+local function of_stage(stage, name)
+  local made = keys_of_stage[stage][name]
+  if not made then
+    made = base .. STAGES[stage] .. ':' .. name
+    keys_of_stage[stage][name] = made
+  end
+  return made
+end
 local function whole(number) return string.format('%.0f', number) end
 local function exact(number) return string.format('%.17g', number) end
 
@@ -79,15 +94,22 @@ local CHUNK = 4000  -- of Lua's stack
 local items, leases, parked, newly_acked = {}, {}, {}, {}
 local pending, order = {}, {}
 
-local function later(command, name, ...)
-  local id = command .. name
-  local write = pending[id]
+-- With a field, or a field and a value.
+local function later(command, name, first, second)
+  local writes = pending[command]
+  if not writes then
+    writes = {}
+    pending[command] = writes
+  end
+  local write = writes[name]
   if not write then
     write = {command, name, {}}
-    pending[id] = write
+    writes[name] = write
     table.insert(order, write)
   end
-  for _, argument in ipairs({...}) do table.insert(write[3], argument) end
+  local arguments = write[3]
+  arguments[#arguments + 1] = first
+  if second then arguments[#arguments + 1] = second end
 end
 
 local function flush()
@@ -303,16 +325,16 @@ local function share(first, n, worker)
   return ordinals
 end
 
+-- What is told of leases, as one JSON, since its parts cost more one by one; and their payloads.
 local function shown(ids, ordinals)
-  local answer, payloads = {}, many('payloads', ordinals)
+  local told = {}
   for i, id in ipairs(ids) do
     local lease = leases[id]
     local item = items[ordinals[i]]
-    answer[i] = {id, ordinals[i], exact(lease[TTL]), exact(lease[5]), item[FAILED] + 1,
-                 payloads[i], item[REASONS],
-                 whole(lease[ORDINAL] - lease[ORDINAL] % run.block)}
+    told[i] = {id, ordinals[i], exact(lease[TTL]), exact(lease[5]), item[FAILED] + 1,
+               item[REASONS], whole(lease[ORDINAL] - lease[ORDINAL] % run.block)}
   end
-  return answer
+  return {cjson.encode(told), many('payloads', ordinals)}
 end
 
 local function remember(result)

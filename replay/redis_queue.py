@@ -6,6 +6,7 @@ so workers' clocks do not matter. Tickets are not stored: who samples computes t
 """
 
 import hashlib
+import json
 import os
 import secrets
 import threading
@@ -153,8 +154,12 @@ class RedisReplayQueue:
         while True:
             found = self._call("lease", *asked)
             left = until - time.monotonic()
-            if found or left <= 0:
-                return [self._lease(stage, worker, *values) for values in found]
+            if found:
+                told, payloads = found
+                values = zip(json.loads(told), payloads, strict=True)
+                return [self._lease(stage, worker, *of, payload) for of, payload in values]
+            if left <= 0:
+                return []
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_POLL)
 
@@ -246,14 +251,14 @@ class RedisReplayQueue:
         self._call("close")
 
     def _lease(self, stage: Stage, worker: str, *values: Any) -> Lease:
-        lease_id, ordinal, ttl, deadline, delivery, payload, reasons, block_start = values
+        lease_id, ordinal, ttl, deadline, delivery, reasons, block_start, payload = values
         number, start = int(ordinal), None
         if stage is Stage.TO_SAMPLE:
             if self._mint is None:
                 raise ValueError(f"{worker} leases to_sample from a queue opened without tickets")
             payload, start = self._mint(number), int(block_start)
         return Lease(
-            id=lease_id.decode(),
+            id=lease_id,
             ordinal=number,
             stage=stage,
             worker=worker,
@@ -261,7 +266,7 @@ class RedisReplayQueue:
             deadline=float(deadline),
             delivery=delivery,
             payload=payload,
-            reasons=tuple(reason.decode() for reason in reasons),
+            reasons=tuple(reasons),  # of none Lua makes an empty object
             block_start=start,
         )
 
