@@ -1,8 +1,8 @@
 """The queue's contract over Redis: shared by any process that reaches it, and durable with AOF.
 
 The rules are those of `replay.state`, in `redis_groups.lua`, `redis_restart.lua` and
-`redis_queue.lua`: each call is one script, which Redis runs whole or not at all. Time is Redis's own,
-so workers' clocks do not matter. Tickets are not stored: who samples computes them.
+`redis_queue.lua`: each call is one script, which Redis runs whole or not at all. Time is Redis's
+own, so workers' clocks do not matter. Tickets are not stored: who samples computes them.
 """
 
 import hashlib
