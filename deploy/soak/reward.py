@@ -1,13 +1,12 @@
 """The run's own reward, which misbehaves when the soak orders it to."""
 
+import mmap
 import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from deploy.soak.orders import Order, Orders
 from protos.trajectory import InfrastructureError, Outcome, Scored
@@ -83,11 +82,14 @@ def eat_memory(reason: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    eaten: list[np.ndarray] = []
+    eaten: list[mmap.mmap] = []
     try:
+        # Not what malloc has at hand: memory that the process had before and freed is no growth.
         while len(eaten) * BLOCK_BYTES <= MEMORY_BYTES:
-            eaten.append(np.ones(BLOCK_BYTES, np.uint8))
-    except MemoryError:
+            block = mmap.mmap(-1, BLOCK_BYTES)
+            block[:: mmap.PAGESIZE] = bytes(BLOCK_BYTES // mmap.PAGESIZE)
+            eaten.append(block)
+    except (MemoryError, OSError):
         eaten.clear()
         raise MemoryError(reason) from None
     finally:

@@ -16,7 +16,6 @@ from tests.unit.test_reward_worker import (
     WAIT,
     FakeTask,
     queue,
-    sampled,
 )
 
 __all__ = ["queue"]
@@ -146,15 +145,17 @@ def test_groups_whose_leases_are_lost_are_called_off(queue):
         desk.wait_for(GROUPS)
         first = dict(desk.open)
         desk.open.clear()
-        queue.restart(queue.frontier())  # as a learner does that was started again
+        queue.release(list(worker._keeper._held))  # as if they had run out
         paused = threading.Event()
-        while not all(answer.cancelled() for answer in first.values()):
+        for _ in range(int(WAIT / 0.02)):
+            if all(answer.cancelled() for answer in first.values()):
+                break
             paused.wait(0.02)
-        leases = again(queue)
+        assert all(answer.cancelled() for answer in first.values())
         desk.wait_for(GROUPS)  # the same groups, with leases that are held
         for example in list(desk.open):
             desk.answer(example, 1.0)
-        assert train(queue) == {lease.ordinal: [1.0] * SAMPLES for lease in leases}
+        assert train(queue) == {ordinal: [1.0] * SAMPLES for ordinal in range(GROUPS)}
     assert worker.status.groups == GROUPS
     assert worker.status.failed_groups == 0
 
@@ -164,7 +165,7 @@ def test_a_group_whose_lease_is_lost_while_it_is_submitted_is_called_off(queue):
         def submit(self, group):
             answer = super().submit(group)
             if len(self.open) == 1:
-                queue.restart(queue.frontier())
+                queue.release(list(running.keeper._held))
                 while running.keeper._held:
                     paused.wait(0.01)
             return answer
@@ -179,13 +180,6 @@ def test_a_group_whose_lease_is_lost_while_it_is_submitted_is_called_off(queue):
                 break
             paused.wait(0.02)
         assert answer.cancelled()
-
-
-def again(queue):
-    """Samples the block anew."""
-    leases = queue.lease("to_sample", 1, None, "sampler")
-    queue.complete([(lease.id, sampled(lease).to_bytes()) for lease in leases])
-    return leases
 
 
 def test_failures_keep_their_kind(queue):
