@@ -44,9 +44,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 260.0) -> None:
         time.sleep(3.0)  # Ray's command costs seconds of CPU
 
 
-def test_nodes_come_for_pending_reward_workers(
-    tmp_path: Path, tiny_values: dict[str, Any]
-) -> None:
+def test_nodes_come_for_pending_reward_workers(tmp_path: Path, tiny_values: dict[str, Any]) -> None:
     gate = tmp_path / "gate"
     set_gate(gate, "0.4")
     gated = {"path": "tests.odd_rewards:GatedReward", "options": {"gate": str(gate)}}
