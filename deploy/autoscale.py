@@ -102,12 +102,14 @@ class Autoscaler:
             return kept
         wanted = self._clamp(max(self._needed(per_worker), min(kept, math.ceil(busy))))
         self._wanted.append((now, wanted))
-        while now - self._wanted[0][0] > self._config.settle_seconds:
+        # One older than the window stays, so that the window is full however rare the looks are.
+        settle = self._config.settle_seconds
+        while len(self._wanted) > 1 and now - self._wanted[1][0] >= settle:
             self._wanted.popleft()
         if wanted > kept * (1 + TOLERANCE):
             return wanted
         highest = max(count for _, count in self._wanted)
-        settled = now - self._wanted[0][0] >= self._config.settle_seconds * (1 - TOLERANCE)
+        settled = now - self._wanted[0][0] >= settle
         return highest if settled and highest < kept * (1 - TOLERANCE) else kept
 
     def _needed(self, per_worker: float) -> int:

@@ -102,7 +102,8 @@ def test_prometheus_sees_a_run_through_the_death_of_a_worker(
             lambda: server.value(trained) == 4 * result.result["step"],
             "what was trained is counted to the end, once",
         )
-        until(lambda: server.value("run:rewardtune_ended:last") == 1, "the end is known")
+        ended = series("run:rewardtune_ended:last", {})
+        until(lambda: server.value(ended) == 1, "the end is known")
         # One series for two workers, one of which had a successor; it never fell.
         assert server.value(f"resets({groups}[1h])") == 0
         assert server.value(groups) == pytest.approx(4 * result.result["step"], abs=40)

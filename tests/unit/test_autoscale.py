@@ -114,6 +114,15 @@ def test_fewer_must_have_sufficed_for_settle_seconds():
     assert pool.target == 1
 
 
+@given(apart=st.floats(0.01, 30), settle=st.floats(0, 60))
+def test_an_idle_pool_shrinks_however_far_apart_the_looks_are(apart, settle):
+    autoscaler = Autoscaler(AutoscaleConfig(max=9, settle_seconds=settle))
+    looks = math.ceil((settle + 1) / apart) + 2
+    targets = [autoscaler.decide(look * apart, 3, 0, 1.0, 0.0) for look in range(looks)]
+    assert targets[-1] == 1
+    assert all(target == 3 for look, target in enumerate(targets) if look * apart < settle)
+
+
 def test_nothing_changes_before_a_group_has_been_scored():
     autoscaler = Autoscaler(AutoscaleConfig(max=9))
     assert [autoscaler.decide(t, 3, 1000, None, 0.0) for t in range(100)] == [3] * 100
