@@ -89,6 +89,7 @@ def ray_head(num_cpus: int = 8, autoscaling: Mapping[str, Any] | None = None) ->
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={port}"),
         *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         *(f"--num-cpus={num_cpus}", f"--temp-dir={temporary}", "--disable-usage-stats"),
+        "--labels=pool=head",
         # Every Ray of a machine would take the same port for this.
         *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"),
     ]

@@ -1,4 +1,4 @@
-"""Ray's autoscaler v2 brings nodes for a run's workers.
+"""Ray's autoscaler v2 brings nodes for a run's workers, and takes them when they are drained.
 
 Its provider is Ray's fake one: a node is one more raylet on this machine.
 """
@@ -44,12 +44,21 @@ def wait_for(condition: Callable[[], bool], seconds: float = 260.0) -> None:
         time.sleep(3.0)  # Ray's command costs seconds of CPU
 
 
-def test_nodes_come_for_pending_reward_workers(tmp_path: Path, tiny_values: dict[str, Any]) -> None:
+def test_nodes_come_for_pending_reward_workers_and_go_when_these_have_drained(
+    tmp_path: Path, tiny_values: dict[str, Any]
+) -> None:
     gate = tmp_path / "gate"
     set_gate(gate, "0.4")
     gated = {"path": "tests.odd_rewards:GatedReward", "options": {"gate": str(gate)}}
     values = tiny_values | {"name": "elastic", "runs": str(tmp_path / "runs")}
-    values["learner"] = values["learner"] | {"steps": 100_000, "checkpoint_every": 100_000}
+    # Each role has its pool: a sampler on a node of the reward workers would keep it.
+    on_head = {"num_cpus": 0.5, "labels": {"pool": "head"}}
+    values["actors"] = values["actors"] | {"resources": on_head}
+    values["learner"] = values["learner"] | {
+        "steps": 100_000,
+        "checkpoint_every": 100_000,
+        "resources": on_head,
+    }
     values["rewards"] = values["rewards"] | {
         "terms": [gated],
         "resources": {"num_cpus": 1, "labels": {"pool": "reward"}},
@@ -66,6 +75,9 @@ def test_nodes_come_for_pending_reward_workers(tmp_path: Path, tiny_values: dict
         try:
             # There is no node for a reward worker at first; then the load asks for three of them.
             wait_for(lambda: reward_nodes(head, tmp_path) == 3 or tune.poll() is not None)
+            assert tune.poll() is None, tune.communicate()[0]
+            set_gate(gate, "0.0")
+            wait_for(lambda: reward_nodes(head, tmp_path) == 1 or tune.poll() is not None)
             assert tune.poll() is None, tune.communicate()[0]
             tune.terminate()
             output, _ = tune.communicate(timeout=120)
