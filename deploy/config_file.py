@@ -32,6 +32,13 @@ def read_config(path: str | Path, overrides: Sequence[str], model: type[Model]) 
     return validate_config(_read_yaml(source), overrides, model, str(source))
 
 
+def config_files(path: str | Path) -> list[Path]:
+    """The file that `read_config` reads for `path`, and those that it extends."""
+    files: list[Path] = []
+    _read_yaml(_locate(Path(path)), files=files)
+    return files
+
+
 def validate_config(
     values: dict[str, Any], overrides: Sequence[str], model: type[Model], source: str
 ) -> Model:
@@ -59,9 +66,12 @@ def _locate(path: Path) -> Path:
     raise ConfigError(f"{path}: no such config file; presets: {', '.join(nearest or known)}")
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: extends itself through {[str(p) for p in seen]}")
+def _read_yaml(path: Path, files: list[Path] | None = None) -> dict[str, Any]:
+    """Reads it over what it extends, and adds to `files` what was read."""
+    files = [] if files is None else files
+    if path.resolve() in files:
+        raise ConfigError(f"{path}: extends itself through {[str(p) for p in files]}")
+    files.append(path.resolve())
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -73,8 +83,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = values.pop("extends", None)
     if parent is None:
         return values
-    base = _read_yaml(path.parent / parent, (*seen, path.resolve()))
-    return _merge(base, values)
+    return _merge(_read_yaml(path.parent / parent, files), values)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

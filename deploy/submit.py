@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from deploy.config import RunConfig
-from deploy.config_file import PRESETS, ConfigError
+from deploy.config_file import PRESETS, ConfigError, config_files
 
 # Beside what .gitignore and .rayignore name, in directories that have neither.
 IGNORED = (".git", ".venv", "venv", "__pycache__", "*.egg-info", ".*_cache", "/runs")
@@ -49,12 +49,14 @@ class Job:
       entrypoint: the command line that the head runs in its copy of the working directory.
       metadata: shown in Ray's dashboard and by `ray job list`.
       runtime_env: Ray's, without the working directory.
+      files: what the command reads of the working directory, relative to it.
     """
 
     name: str
     entrypoint: str
     metadata: Mapping[str, str]
     runtime_env: Mapping[str, Any]
+    files: Sequence[str]
 
 
 def describe_job(
@@ -95,6 +97,7 @@ def describe_job(
         entrypoint=shlex.join(["exec", "python", "-m", "deploy.cli", "tune", *arguments]),
         metadata=metadata,
         runtime_env=_runtime_env(runtime_env, config),
+        files=_files_read(config_path, config, working_directory),
     )
 
 
@@ -109,6 +112,12 @@ def _path_there(config_path: str, working_directory: Path) -> str:
         f"{config_path} is not in the working directory {working_directory}, which is all that "
         "the head gets; copy it there, or name another with --working-dir"
     )
+
+
+def _files_read(config_path: str, config: RunConfig, working_directory: Path) -> list[str]:
+    root = working_directory.resolve()
+    files = [*config_files(config_path), *([config.initial.resolve()] if config.initial else [])]
+    return [str(file.relative_to(root)) for file in files if file.is_relative_to(root)]
 
 
 def _git_commit(directory: Path) -> str | None:
@@ -137,11 +146,15 @@ def _runtime_env(path: Path | None, config: RunConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def packed(working_directory: Path) -> Iterator[Path]:
+def packed(working_directory: Path, needed: Sequence[str] = ()) -> Iterator[Path]:
     """A zip of what the head gets, by the rules of `ray job submit`.
 
+    Args:
+      working_directory: what is packed.
+      needed: files that must be among it, relative to it.
+
     Raises:
-      ConfigError: more than Ray takes, with the largest files.
+      ConfigError: more than Ray takes, with the largest files; or a needed one is left out.
     """
     with tempfile.TemporaryDirectory() as directory:
         package = Path(directory) / "working_dir.zip"
@@ -155,6 +168,13 @@ def packed(working_directory: Path) -> Iterator[Path]:
         size = package.stat().st_size
         if size >= GCS_STORAGE_MAX_SIZE:
             raise ConfigError(_too_large(working_directory, package, size))
+        with ZipFile(package) as contents:
+            left_out = sorted(set(needed) - set(contents.namelist()))
+        if left_out:
+            raise ConfigError(
+                f"{', '.join(left_out)} would not be uploaded, and the run reads it: .rayignore or "
+                f".gitignore of {working_directory} names it; take it out there"
+            )
         yield package
 
 

@@ -41,7 +41,7 @@ def submit(
     resolved = read_config(config, changes, RunConfig)
     job = jobs.describe_job(config, changes, resolved, working_dir, runtime_env, overwrite)
     client = jobs.connect_to_jobs(address)
-    with jobs.packed(working_dir) as package:
+    with jobs.packed(working_dir, job.files) as package:
         size = package.stat().st_size / 2**20
         name = jobs.submit(client, job, package)
     where = f"--address {client.get_address()}"

@@ -90,7 +90,9 @@ def test_the_repository_is_uploaded_with_checkpoints_and_without_what_a_job_does
     tops = {name.split("/")[0] for name in names}
     assert {"actors", "configs", "deploy", "learner", "replay", "rewards", "vision"} <= tops
     assert "checkpoints/quickstart_detection.npz" in names
-    assert not {".git", ".venv", "runs", "docs", "experiments"} & tops
+    assert "docs/examples/cluster.yaml" in names  # the docs tell to submit it
+    assert not {".git", ".venv", "runs", "experiments"} & tops
+    assert not [name for name in names if name.startswith("docs/") and name.endswith(".md")]
     assert not any("__pycache__" in name for name in names)
 
 
@@ -101,6 +103,22 @@ def test_a_directory_without_ignore_files_leaves_out_the_usual(tmp_path):
     assert names_in(tmp_path) == {"my_reward.py", "my.yaml"}
     (tmp_path / ".rayignore").write_text("*.py\n")
     assert names_in(tmp_path) == {"my.yaml", ".rayignore"}
+
+
+def test_a_config_that_is_not_uploaded_is_refused_with_the_file_that_leaves_it_out(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "base.yaml").write_text("task: {kind: detection}\nmodel: {preset: tiny}\n")
+    (tmp_path / "mine" / "run.yaml").write_text("extends: ../base.yaml\nname: mine\n")
+    job = describe(str(tmp_path / "mine/run.yaml"), "runs=/shared", directory=tmp_path)
+    assert list(job.files) == ["mine/run.yaml", "base.yaml"]
+    with submit.packed(tmp_path, job.files):
+        pass
+    (tmp_path / ".rayignore").write_text("/base.yaml\n")
+    with (
+        pytest.raises(ConfigError, match=r"^base.yaml would not be uploaded.*\.rayignore"),
+        submit.packed(tmp_path, job.files),
+    ):
+        pass
 
 
 def test_too_large_a_directory_is_refused_with_its_largest_files(tmp_path, monkeypatch: Any):
