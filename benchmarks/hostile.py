@@ -91,7 +91,9 @@ def right_messages(sender: Sender, server: Servers) -> dict[str, list[bytes]]:
     """Messages that are right now, by path; the queue goes on to ordinals that were never out."""
     ask, call = sender.good, sender.call()
     new = replay.Frontier(next_unacked=1000 * sender.calls)
-    ask(REPLAY, "Restart", replay.RestartRequest(call=call, frontier=new))
+    fence = replay.FenceRequest(call=sender.call())
+    epoch = replay.FenceResponse.FromString(ask(REPLAY, "Fence", fence)).epoch
+    ask(REPLAY, "Restart", replay.RestartRequest(call=call, frontier=new, epoch=epoch))
 
     def lease(stage: int, count: int) -> list[replay.HeldGroup]:
         request = replay.LeaseRequest(call=sender.call(), stage=stage, count=count, worker="good")
@@ -113,9 +115,6 @@ def right_messages(sender: Sender, server: Servers) -> dict[str, list[bytes]]:
         for one in to_score
     ]
     ask(REPLAY, "Complete", complete(scored[:1]))
-    epoch = replay.FenceResponse.FromString(
-        ask(REPLAY, "Fence", replay.FenceRequest(call=sender.call()))
-    ).epoch
     ids = [one.lease_id for one in (*to_sample[2:], *to_score[1:])]
     fail = replay.FailRequest.Item(lease_id=ids[0], reason="because", kind=1)
     manifest, arrays = pack_weights(1, {"a": {"b": np.ones((2, 3))}, "c": np.ones(())}, "float32")

@@ -16,6 +16,10 @@ from protos.trajectory import FailureKind
 SEEN_SECONDS = 60.0
 """A worker that has asked for no work for so long, and holds none, is not there any more."""
 
+END_OF_ORDINALS = 2**52
+"""Every ordinal that is asked for is below. Redis counts in doubles, which are exact up to 2^53:
+what is left between has room for every window."""
+
 
 class Stage(enum.StrEnum):
     """Where a group waits, and for whom."""
@@ -106,6 +110,13 @@ _NUMBERS = {stage: str(number) for number, stage in enumerate(Stage, 1)}
 _STAGES = {number: stage for stage, number in _NUMBERS.items()}
 
 
+def check_ordinals(ordinals: Iterable[int]) -> None:
+    """Raises `ValueError` for a number that is no group's."""
+    for ordinal in ordinals:
+        if not 0 <= ordinal < END_OF_ORDINALS:
+            raise ValueError(f"ordinal {ordinal} is none: they go from 0 to 2^52 - 1")
+
+
 @dataclass(frozen=True)
 class Frontier:
     """What has been trained: enough to restart the queue, and the same as rewinding it.
@@ -127,6 +138,8 @@ class Frontier:
             raise ValueError(
                 f"frontier {self}: acked_above must ascend above next_unacked, which is at least 0"
             )
+        if max([self.next_unacked, *above[-1:]]) > END_OF_ORDINALS:
+            raise ValueError(f"frontier {self}: ordinals go to 2^52 - 1")
         if not 0 <= self.dropped <= self.next_unacked + len(above):
             raise ValueError(f"frontier {self}: more dropped than acked")
 

@@ -304,6 +304,7 @@ end
 
 -- n ordinals from `first` on; none unless each is ready or in this worker's hands.
 local function share(first, n, worker)
+  if first + n > run.next_block * run.block then return {} end  -- they are not out
   local ordinals, fields, held, ids = {}, {}, {}, {}
   for ordinal = first, first + n - 1 do
     table.insert(ordinals, ordinal)

@@ -31,6 +31,7 @@ from replay.queue import (
     Stage,
     StageStats,
     Stats,
+    check_ordinals,
 )
 from replay.redis_connection import NoRoom, RedisConnection, Restarting
 from replay.state import MAX_REASON
@@ -148,6 +149,7 @@ class RedisReplayQueue:
         stage = Stage(stage)
         if n < 1 or (ttl is not None and ttl <= 0):
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
+        check_ordinals([] if first is None else [first])
         share = "" if first is None else first
         asked = (stage, n, "" if ttl is None else ttl, worker, epoch or "", share)
         until, pause = time.monotonic() + wait, FIRST_POLL
@@ -193,6 +195,7 @@ class RedisReplayQueue:
         self, ordinals: Sequence[int], dropped: Sequence[int] = (), epoch: str | None = None
     ) -> None:
         """See `ReplayQueue.ack`."""
+        check_ordinals([*ordinals, *dropped])
         self._call("ack", epoch or "", len(ordinals), *ordinals, *dropped)
 
     def stats(self) -> Stats:

@@ -239,7 +239,9 @@ class ReplayService:
     async def _restart(self, data: bytes) -> bytes:
         message = parse(pb.RestartRequest(), data)
         frontier = wire.read_frontier(message.frontier)
-        epoch = message.epoch if message.HasField("epoch") else None
+        if not message.HasField("epoch"):
+            raise WireError("a Restart needs the epoch that its learner was told by Fence")
+        epoch = message.epoch
 
         async def answer() -> bytes:
             await self._ask(lambda: self._queue.restart(frontier, epoch))

@@ -29,6 +29,7 @@ from replay.queue import (
     Quarantined,
     Stage,
     Stats,
+    check_ordinals,
     make_lease_id,
 )
 from replay.seen import SeenWorkers
@@ -104,6 +105,7 @@ class QueueState:
         """Hands out up to `n` groups (`to_sample`: blocks); see `ReplayQueue.lease`."""
         if n < 1 or (ttl is not None and ttl <= 0):
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
+        check_ordinals([] if first is None else [first])
         self.expire(now)
         self._seen.asked(worker, now)
         if stage is Stage.TO_SAMPLE:
@@ -213,6 +215,7 @@ class QueueState:
 
     def check_ack(self, ordinals: Sequence[int], now: float) -> None:
         """Raises what `ack` of these would; for a caller that makes two of it."""
+        check_ordinals(ordinals)
         self.expire(now)
         for ordinal in ordinals:
             if ordinal in self._acked:

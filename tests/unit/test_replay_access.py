@@ -35,8 +35,9 @@ def test_hostile_messages_are_refused_and_change_nothing():
         ("Lease", pb.LeaseRequest(stage=1, count=1, worker="w"), "no caller"),
         ("Lease", pb.LeaseRequest(call=call(), stage=1, count=1), "worker has 0 characters"),
         ("Lease", pb.LeaseRequest(call=call(), stage=1, count=1, worker="w" * 201), "201"),
-        ("Ack", pb.AckRequest(ordinals=[2**64 - 1]), "not handed out"),
-        ("Ack", b"\x0a\x0a" + b"\xff" * 9 + b"\x01", "not handed out"),  # -1, as a varint
+        ("Ack", pb.AckRequest(ordinals=[2**64 - 1]), "ordinal 18446744073709551615 is none"),
+        ("Ack", b"\x0a\x0a" + b"\xff" * 9 + b"\x01", "is none"),  # -1, as a varint
+        ("Ack", pb.AckRequest(ordinals=[2**52 - 1]), "not handed out"),
         ("Ack", pb.AckRequest(dropped=[0]), "not in to_train"),
         ("Fail", pb.FailRequest(call=call(), items=[item]), "unknown kind of failure"),
         ("ReleaseWorker", pb.ReleaseWorkerRequest(call=call()), "worker has 0"),
@@ -50,6 +51,12 @@ def test_hostile_messages_are_refused_and_change_nothing():
             pb.RestartRequest(call=call(), frontier=pb.Frontier(acked_above=[3, 2])),
             "must ascend",
         ),
+        (
+            "Restart",
+            pb.RestartRequest(call=call(), frontier=pb.Frontier(next_unacked=2**60), epoch="e"),
+            "ordinals go to 2^52",
+        ),
+        ("Restart", pb.RestartRequest(call=call()), "needs the epoch"),
         ("Restart", pb.RestartRequest(call=call(50), epoch="a-guess"), "REASON_FENCED"),
     ]
     for name in ("ttl", "wait"):

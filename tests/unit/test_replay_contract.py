@@ -311,6 +311,22 @@ def test_an_earlier_learner_that_waits_is_told_that_its_place_is_taken(open_queu
             waiting.result(timeout=LONG)
 
 
+def test_ordinals_that_are_none_are_refused_and_those_that_are_not_out_are_waited_for(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 4)
+    advance(queue, "to_score", 9)
+    for ordinal in (2**52, 2**53 - 1, 2**53 + 1, 2**60, 2**63, 2**64 - 1):
+        with pytest.raises(ValueError, match=f"ordinal {ordinal} is none"):
+            queue.lease("to_train", 4, None, "l", first=ordinal)
+        for trained, dropped in (([0, ordinal], []), ([0], [ordinal])):
+            with pytest.raises(ValueError, match=f"ordinal {ordinal} is none"):
+                queue.ack(trained, dropped)
+    assert queue.frontier() == Frontier()
+    for first in (6, 8, 2**52 - 1):  # the last groups that are out are 6 and 7
+        assert queue.lease("to_train", 4, None, "l", first=first) == []
+    assert ordinals(queue.lease("to_train", 4, None, "l", first=4)) == [4, 5, 6, 7]
+
+
 def test_misuse_is_refused_by_name(open_queue):
     queue = open_queue(config())
     with pytest.raises(ValueError, match="to_taste"):
