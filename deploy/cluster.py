@@ -145,9 +145,12 @@ def actor_options(resources: Resources, name: str) -> dict[str, Any]:
 
 
 def beside_the_driver() -> dict[str, Any]:
-    """Ray's options for what should live as long as the driver: its node, while that has room."""
+    """Ray's options for what should live as long as the driver, and needs no CPU: its node.
+
+    Not softly: Ray then places what asks for no resources anywhere.
+    """
     here = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
 def check_placement(requests: Sequence[Request], config: ClusterConfig, stop: StopRequest) -> None:

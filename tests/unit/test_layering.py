@@ -116,13 +116,22 @@ def test_the_rules_have_no_cycle():
     ],
 )
 def test_what_reward_workers_import_does_not_bring_jax(module):
-    unwanted = "{'jax', 'flax', 'optax', 'torch'}"
+    assert imported_of({"jax", "flax", "optax", "torch"}, module) == "[]"
+
+
+@pytest.mark.parametrize("module", ["learner.tune", "learner.supervised", "deploy.controller"])
+def test_what_a_learner_imports_does_not_bring_torch(module):
+    assert imported_of({"torch"}, module) == "[]"
+
+
+def imported_of(unwanted: set[str], module: str) -> str:
+    """Those that a new Python has imported after `module`."""
     code = f"import sys, {module}; print(sorted({unwanted} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "[]"
+    return result.stdout.strip()
 
 
 def test_modules_are_short_enough_to_read():
