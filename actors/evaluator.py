@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
-
 from actors.config import EvaluationConfig
 from actors.engine import Engine
 from actors.evaluation import evaluate_policy, split_examples
+from protos.tensorboard import SummaryWriter
 from vision.models.checkpoint import save_npz
 from vision.tasks.task import Task, token_names
 

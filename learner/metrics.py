@@ -8,32 +8,13 @@ twice.
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, Self, cast
+from types import TracebackType
+from typing import Any, Self
 
-
-@contextmanager
-def _without(name: str) -> Iterator[None]:
-    """Lets a module that is not imported yet seem missing to others that would import it."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = cast(ModuleType, None)
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-
-
-# It imports torch where that is installed, to accept tensors: 2.8 s of CPU at the start of every
-# learner, for nothing.
-with _without("torch"):
-    from tensorboardX import SummaryWriter
+from protos.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_DIRECTORY = "tensorboard"
