@@ -178,7 +178,8 @@ def _show(progress: ProgressDisplay, status: Mapping[str, Any]) -> None:
         "to score": queue["to_score"]["ready"],
         "quarantined": status["queue"]["quarantined"],
     }
-    progress.update(status["step"], shown | {name: n for name, n in waiting.items() if n})
+    shown |= {name: n for name, n in waiting.items() if n}
+    progress.update(status["step"], shown, begun=status["state"] != "starting")
 
 
 def run_evaluate(

@@ -47,15 +47,20 @@ class ProgressDisplay:
         if self._bar is not None:
             self._task = self._bar.add_task(description, total=total, note="")
 
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Says that `step` of the steps are done, with a few numbers to show beside."""
+    def update(
+        self, step: int, metrics: Mapping[str, float] | None = None, *, begun: bool = True
+    ) -> None:
+        """Says that `step` of the steps are done, with a few numbers to show beside.
+
+        The rate counts from the first step that is told as `begun`: the job may be one resumed.
+        """
         note = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
         if self._bar is not None:
             fields = {"note": note} if note else {}
             self._bar.update(self._task, completed=step, **fields)  # type: ignore[arg-type]
             return
         now = self._clock()
-        if self._first_step is None:
+        if self._first_step is None and begun:
             self._first_step, self._started = step, now
         self._pending = self._line(step, note, now)
         if now - self._last_line >= self._pause:
@@ -66,7 +71,8 @@ class ProgressDisplay:
         self._console.print(message, highlight=False)
 
     def _line(self, step: int, note: str, now: float) -> str:
-        done, elapsed = step - (self._first_step or 0), now - self._started
+        done = 0 if self._first_step is None else step - self._first_step
+        elapsed = now - self._started
         rate = f"{done / elapsed:.3g}/s" if done and elapsed > 0 else ""
         parts = (f"{self._description} {step}/{self._total}", rate, note)
         return "  ".join(part for part in parts if part)

@@ -99,6 +99,23 @@ def test_progress_is_calm_where_there_is_no_terminal():
     assert lines[-1].startswith("tune 100/100")
 
 
+def test_the_rate_does_not_count_the_steps_of_the_run_that_is_resumed():
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=False, width=100)
+    with ProgressDisplay(
+        "tune", 200, seconds_between_lines=10, console=console, clock=clock
+    ) as progress:
+        progress.update(0, begun=False)
+        for step in (139, 140, 144):
+            clock.now += 10.0
+            progress.update(step)
+    assert out.getvalue().splitlines() == [
+        "tune 139/200",
+        "tune 140/200  0.1/s",
+        "tune 144/200  0.25/s",
+    ]
+
+
 def test_progress_draws_a_bar_on_a_terminal():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)
