@@ -117,6 +117,7 @@ class MemoryReplayQueue:
         """See `ReplayQueue.complete`."""
         now = self._clock()
         try:
+            self._state.check_outcomes([lease_id for lease_id, _ in items], now)  # all or nothing
             return [self._state.complete(lease_id, payload, now) for lease_id, payload in items]
         finally:
             self._serve()
@@ -124,9 +125,11 @@ class MemoryReplayQueue:
     async def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
         """See `ReplayQueue.fail`."""
         now = self._clock()
-        completions = [self._state.fail(*item, now) for item in items]
-        self._serve()
-        return completions
+        try:
+            self._state.check_outcomes([lease_id for lease_id, *_ in items], now)
+            return [self._state.fail(*item, now) for item in items]
+        finally:
+            self._serve()
 
     async def release(self, lease_ids: Sequence[str]) -> None:
         """See `ReplayQueue.release`."""

@@ -271,11 +271,19 @@ class ReplayQueue(Protocol):
         ...
 
     def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
-        """Moves each (lease id, payload) to its next stage, unless the lease is lost."""
+        """Moves each (lease id, payload) to its next stage, unless the lease is lost.
+
+        Raises:
+          ValueError: one is of `to_train`; then nothing has changed.
+        """
         ...
 
     def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
-        """Returns each (lease id, reason, kind): `DATA` to quarantine, else to be tried again."""
+        """Returns each (lease id, reason, kind): `DATA` to quarantine, else to be tried again.
+
+        Raises:
+          ValueError: one is of `to_train`; then nothing has changed.
+        """
         ...
 
     def release(self, lease_ids: Sequence[str]) -> None:

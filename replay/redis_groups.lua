@@ -196,6 +196,7 @@ local function fail(id, lease, reason, is_data)
   drop_lease(id, lease)
   item[FAILED] = item[FAILED] + 1
   table.insert(item[REASONS], reason)
+  if #item[REASONS] > KEPT_REASONS then table.remove(item[REASONS], 1) end
   call('RPUSH', key('reasons'),
        string.format('ordinal %s, %s: ', whole(ordinal), STAGES[stage]) .. reason)
   call('LTRIM', key('reasons'), -KEPT_REASONS, -1)

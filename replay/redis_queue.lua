@@ -84,6 +84,19 @@ function operations.renew(ids)
   return {'ok', held}
 end
 
+-- Why none of these may be completed or failed; nil: they may.
+local function no_outcome(ids)
+  load_leases(ids)
+  for _, id in ipairs(ids) do
+    local lease = lease_of(id)
+    if lease and lease[2] == TRAIN then
+      return {'invalid', string.format('ordinal %s is in to_train, where it is acked instead',
+                                       whole(lease[ORDINAL]))}
+    end
+    if operation == 'complete' and full and lease and lease[2] == SAMPLE then return {'full'} end
+  end
+end
+
 function operations.complete(given)
   local before = remembered()
   if before then return {'ok', before} end
@@ -91,15 +104,8 @@ function operations.complete(given)
   begin_writing()
   local completions, ids, acked = {}, {}, acked_count()
   for i = 1, #given, 2 do table.insert(ids, given[i]) end
-  load_leases(ids)
-  for i = 1, #given, 2 do
-    local lease = lease_of(given[i])
-    if lease and lease[2] == TRAIN then
-      return {'invalid', string.format('ordinal %s is in to_train, where it is acked instead',
-                                       whole(lease[ORDINAL]))}
-    end
-    if lease and lease[2] == SAMPLE and full then return {'full'} end
-  end
+  local refused = no_outcome(ids)
+  if refused then return refused end
   for i = 1, #given, 2 do
     local id, payload = given[i], given[i + 1]
     local lease = lease_of(id)
@@ -124,7 +130,10 @@ function operations.fail(given)
   if before then return {'ok', before} end
   expire()
   begin_writing()
-  local completions = {}
+  local completions, ids = {}, {}
+  for i = 1, #given, 3 do table.insert(ids, given[i]) end
+  local refused = no_outcome(ids)
+  if refused then return refused end
   for i = 1, #given, 3 do
     local lease = lease_of(given[i])
     if lease then

@@ -120,7 +120,12 @@ class QueueState:
         else:
             ordinals = self._ready[stage].lowest(n)
         ttl = self._ttl[stage] if ttl is None else ttl
-        leases = [self._hold(ordinal, ttl, worker, now) for ordinal in ordinals]
+        # Before any of them is held: a ticket that cannot be made leaves all where they are.
+        tickets = [self._mint(o) if stage is Stage.TO_SAMPLE else None for o in ordinals]
+        leases = [
+            self._hold(ordinal, ticket, ttl, worker, now)
+            for ordinal, ticket in zip(ordinals, tickets, strict=True)
+        ]
         self._leases.hand_out(worker, leases)
         return leases
 
@@ -140,14 +145,15 @@ class QueueState:
 
         A lease that has expired changes nothing: the group has one outcome, and it is the other
         worker's to give.
+
+        Raises:
+          ValueError: the lease is of `to_train`.
         """
-        self.expire(now)
+        self.check_outcomes([lease_id], now)
         lease = self._leases.get(lease_id)
         if lease is None:
             self._too_late += 1
             return Completion.TOO_LATE
-        if lease.stage is Stage.TO_TRAIN:
-            raise ValueError(f"ordinal {lease.ordinal} is in to_train, where it is acked instead")
         item = self._drop_lease(lease)
         if lease.stage is Stage.TO_SAMPLE:
             item.sampled_at = len(self._acked)
@@ -156,14 +162,28 @@ class QueueState:
         return Completion.DONE
 
     def fail(self, lease_id: str, reason: str, kind: FailureKind, now: float) -> Completion:
-        """Returns the lease's group to its stage, or gives it up; see `ReplayQueue.fail`."""
-        self.expire(now)
+        """Returns the lease's group to its stage, or gives it up; see `ReplayQueue.fail`.
+
+        Raises:
+          ValueError: the lease is of `to_train`.
+        """
+        self.check_outcomes([lease_id], now)
         lease = self._leases.get(lease_id)
         if lease is None:
             self._too_late += 1
             return Completion.TOO_LATE
         self._fail(lease, reason, kind, now)
         return Completion.DONE
+
+    def check_outcomes(self, lease_ids: Iterable[str], now: float) -> None:
+        """Raises what `complete` or `fail` of one of these would; for a caller with several."""
+        self.expire(now)
+        for lease_id in lease_ids:
+            lease = self._leases.get(lease_id)
+            if lease is not None and lease.stage is Stage.TO_TRAIN:
+                raise ValueError(
+                    f"ordinal {lease.ordinal} is in to_train, where it is acked instead"
+                )
 
     def release(self, lease_ids: Iterable[str], now: float) -> None:
         """Returns the groups to their stage untried: counts no delivery."""
@@ -349,7 +369,9 @@ class QueueState:
             self._give_back(lease, now)
         return list(ordinals)
 
-    def _hold(self, ordinal: int, ttl: float, worker: str, now: float) -> Lease:
+    def _hold(
+        self, ordinal: int, ticket: bytes | None, ttl: float, worker: str, now: float
+    ) -> Lease:
         item = self._items[ordinal]
         self._ready[item.stage].take(ordinal, now)
         self._lease_count += 1
@@ -362,7 +384,7 @@ class QueueState:
             ttl=ttl,
             deadline=now + ttl,
             delivery=item.failed + 1,
-            payload=self._mint(ordinal) if sampling else item.payload,
+            payload=ticket if sampling else item.payload,
             reasons=tuple(item.reasons),
             block_start=ordinal - ordinal % self.config.block if sampling else None,
         )
@@ -391,6 +413,7 @@ class QueueState:
         item = self._drop_lease(lease)
         item.failed += 1
         item.reasons.append(reason[:MAX_REASON])
+        del item.reasons[:-KEPT_REASONS]
         self._last_reasons.append(f"ordinal {lease.ordinal}, {lease.stage}: {item.reasons[-1]}")
         give_up = kind is FailureKind.DATA or item.failed >= self.config.max_deliveries
         if give_up and not item.tombstone:

@@ -327,6 +327,38 @@ def test_ordinals_that_are_none_are_refused_and_those_that_are_not_out_are_waite
     assert ordinals(queue.lease("to_train", 4, None, "l", first=4)) == [4, 5, 6, 7]
 
 
+def test_outcomes_of_which_one_is_refused_change_nothing(open_queue):
+    queue = open_queue(config())
+    advance(queue, "to_sample", 1)
+    advance(queue, "to_score", 2)
+    (training, _) = queue.lease("to_train", 2, None, "l")
+    sampling = queue.lease("to_sample", 1, None, "s")
+    with pytest.raises(ValueError, match="acked instead"):
+        queue.complete([(sampling[0].id, b"sampled"), (training.id, b"trained")])
+    for kind in FailureKind:
+        with pytest.raises(ValueError, match="acked instead"):
+            queue.fail([(sampling[0].id, "no", kind), (training.id, "no", kind)])
+    stages = queue.stats().stages
+    assert stages[Stage.TO_SAMPLE].leased == stages[Stage.TO_TRAIN].leased == 2
+    assert stages[Stage.TO_SCORE].ready == 0
+    assert queue.stats().last_reasons == ()
+    assert queue.complete([(sampling[0].id, b"sampled")]) == [Completion.DONE]
+
+
+def test_of_a_group_that_failed_very_often_the_last_reasons_are_kept(open_queue):
+    queue = open_queue(config(block=1, max_deliveries=30))
+    for stage in ("to_sample", "to_score"):
+        for number in range(15 if stage == "to_sample" else 30):
+            (lease,) = queue.lease(stage, 1, None, "w")
+            reason = f"{stage} {number}"
+            queue.fail([(lease.id, reason, FailureKind.INFRASTRUCTURE)])
+        if stage == "to_sample":
+            advance(queue, stage)
+    (tombstone,) = queue.lease("to_train", 1, None, "l")
+    assert tombstone.reasons == tuple(f"to_score {number}" for number in range(10, 30))
+    assert queue.quarantine()[0].reasons == tombstone.reasons
+
+
 def test_misuse_is_refused_by_name(open_queue):
     queue = open_queue(config())
     with pytest.raises(ValueError, match="to_taste"):

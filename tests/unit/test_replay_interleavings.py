@@ -186,6 +186,8 @@ class Interleavings(QueueModel, RuleBasedStateMachine):
     @rule(lease=leases, kind=st.sampled_from(FailureKind))
     def fail(self, lease, kind):
         live = self.is_live(lease)
+        if lease.stage is Stage.TO_TRAIN:
+            return
         self.queue.expire(self.now)
         before = self.snapshot()
         completion = self.queue.fail(lease.id, "broken", kind, self.now)

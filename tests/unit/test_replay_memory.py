@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
@@ -37,6 +39,27 @@ def test_waiting_workers_are_served_in_the_order_they_came():
     leases = asyncio.run(run())
     assert [lease.worker for lease in leases] == list("abcd")
     assert [lease.ordinal for lease in leases] == [0, 1, 2, 3]
+
+
+def test_a_ticket_that_cannot_be_made_leaves_its_block_where_it_was(monkeypatch):
+    made = TicketSource.ticket
+
+    def fails_once(self, ordinal):
+        if ordinal == 2:
+            monkeypatch.setattr(TicketSource, "ticket", made)
+            raise MemoryError("no ticket")
+        return made(self, ordinal)
+
+    monkeypatch.setattr(TicketSource, "ticket", fails_once)
+
+    async def run():
+        replay = queue()
+        with pytest.raises(MemoryError, match="no ticket"):
+            await replay.lease("to_sample", 1, None, "s")
+        assert (await replay.stats()).stages["to_sample"].ready == 4
+        return await replay.lease("to_sample", 1, None, "s")
+
+    assert [lease.ordinal for lease in asyncio.run(run())] == [0, 1, 2, 3]
 
 
 def test_expiry_wakes_a_wait_without_any_other_call():
