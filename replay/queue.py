@@ -208,6 +208,7 @@ class Stats:
       finished: the run's `total_groups` are trained.
       quarantined, redelivered, expired, too_late: events since this queue started.
       expired_by_worker: expired leases by their worker: one that rises is dead, stopped or stuck.
+        Of very many workers the latest; what the rest had stands under "(others)".
       held_by_worker: leases that each worker holds; 0 for one that has none, but has asked within
         the last `SEEN_SECONDS`.
       last_reasons: why the latest deliveries failed, newest last.

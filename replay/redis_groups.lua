@@ -23,7 +23,8 @@
 --              entered, lease ids by the time they end
 -- STAGE:waits  list of the latest waits
 -- quarantine, reasons    lists of what was given up and why deliveries failed
--- expired      hash: worker -> expired leases
+-- expired      hash: worker -> expired leases, of the latest workers that had any
+-- expired_at   sorted set: these workers by when they had the last one
 -- seen         sorted set: workers by when they last asked for work, within some seconds
 
 local meta = KEYS[1]
@@ -33,6 +34,7 @@ local STAGES = {'to_sample', 'to_score', 'to_train'}
 local NUMBERS = {to_sample = 1, to_score = 2, to_train = 3}
 local SAMPLE, TRAIN = 1, 3
 local KEPT_WAITS, KEPT_QUARANTINED, KEPT_REASONS = 1024, 1000, 20
+local KEPT_EXPIRED, KEPT_SEEN = 4096, 100000  -- workers, whose names are the callers' to choose
 local SEEN_SECONDS, SEEN_STEP = 60, 20  -- the first as replay/queue.py has it
 local REPLY_SECONDS = 3600
 local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS, SAMPLED_AT = 1, 2, 3, 4, 5, 6, 7  -- of an item
@@ -234,9 +236,16 @@ local function expire()
       local lease = lease_of(id)
       count('expired')
       call('HINCRBY', key('expired'), lease[WORKER], 1)
+      call('ZADD', key('expired_at'), exact(now), lease[WORKER])
       take_back(id, lease, string.format('lease of %s expired: not renewed within %g s',
                                          lease[WORKER], lease[TTL]))
     end
+  end
+  local surplus = call('HLEN', key('expired')) - KEPT_EXPIRED
+  if surplus > 0 then
+    begin_writing()
+    local oldest = call('ZPOPMIN', key('expired_at'), whole(surplus))
+    for i = 1, #oldest, 2 do call('HDEL', key('expired'), oldest[i]) end
   end
   flush()
 end
@@ -369,6 +378,7 @@ local function see(worker)
   if full then return end
   call('ZADD', key('seen'), exact(now), worker)
   call('ZREMRANGEBYSCORE', key('seen'), '-inf', exact(now - SEEN_SECONDS - SEEN_STEP))
+  call('ZREMRANGEBYRANK', key('seen'), 0, -KEPT_SEEN - 1)
 end
 
 -- Names are the workers' to choose, so those that hold nothing must not add up.

@@ -243,10 +243,10 @@ function operations.open(arguments)
     local held = call('HKEYS', key('leases'))
     load_leases(held)
     for _, id in ipairs(held) do give_back(id, leases[id]) end
-    clear({'newest', 'expired', 'seen'})
+    clear({'newest', 'expired', 'expired_at', 'seen'})
   else
     clear({'meta', 'items', 'parked', 'payloads', 'leases', 'newest', 'acked', 'quarantine',
-           'reasons', 'expired', 'seen'})
+           'reasons', 'expired', 'expired_at', 'seen'})
     clear_stages({'ready', 'since', 'deadlines', 'waits'})
     call('HSET', meta, 'next_unacked', 0, 'dropped', 0, 'next_block', 0, 'lease_count', 0,
          'incarnation', arguments[4])
@@ -271,11 +271,13 @@ function operations.quarantine()
   return {'ok', given_up}
 end
 
--- Asked by who runs the queue: it is seen to be at work.
-function operations.stats()
+-- Asked by the owner, it is seen to be at work.
+function operations.stats(arguments)
   expire()
-  begin_writing()
-  if run.closed ~= 1 then call('HSET', meta, 'seen', exact(now)) end
+  if run.closed ~= 1 and arguments[1] ~= '' and arguments[1] == call('HGET', meta, 'owner') then
+    begin_writing()
+    call('HSET', meta, 'seen', exact(now))
+  end
   local stages = {}
   for stage = 1, 3 do
     local oldest = call('ZRANGE', of_stage(stage, 'since'), 0, 0, 'WITHSCORES')[2]

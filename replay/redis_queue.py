@@ -34,12 +34,13 @@ from replay.queue import (
     check_ordinals,
 )
 from replay.redis_connection import NoRoom, RedisConnection, Restarting
+from replay.seen import with_others
 from replay.state import MAX_REASON
 
 PREFIX = "rewardtune"
 FIRST_POLL, LONGEST_POLL = 0.002, 0.1
 OWNER_SECONDS = 30.0
-"""A run whose owner asked for no stats for so long has none."""
+"""A run whose owner has asked for no stats for so long has none; nobody else's asking counts."""
 
 _SCRIPT = b"\n".join(
     (Path(__file__).parent / f"redis_{part}.lua").read_bytes()
@@ -82,6 +83,7 @@ class RedisReplayQueue:
         self._meta = f"{key_prefix(run)}meta"
         self._client_id = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._requests = 0
+        self._owner = ""
         self._lock = threading.Lock()
 
     def open(self, config: QueueConfig, owner: str, identity: str, run_config: str = "") -> bool:
@@ -117,6 +119,7 @@ class RedisReplayQueue:
         identity = f"{identity} {config.mode} {config.block}"
         pairs = [part for pair in settings.items() for part in pair]
         incarnation = secrets.token_hex(4)
+        self._owner = owner
         return bool(self._call("open", owner, OWNER_SECONDS, identity, incarnation, *pairs))
 
     def run_config(self) -> str:
@@ -201,9 +204,11 @@ class RedisReplayQueue:
     def stats(self) -> Stats:
         """See `ReplayQueue.stats`."""
         stages, out, window, acked, dropped, made_up_for, total, counters, expired, *rest = (
-            self._call("stats")
+            self._call("stats", self._owner)
         )
         reasons, closed, held = rest
+        names = [worker.decode() for worker in expired[::2]]
+        of_worker = dict(zip(names, map(int, expired[1::2]), strict=True))
         quarantined, redelivered, expired_count, too_late = counters
         return Stats(
             stages={
@@ -218,10 +223,7 @@ class RedisReplayQueue:
             quarantined=quarantined,
             redelivered=redelivered,
             expired=expired_count,
-            expired_by_worker={
-                worker.decode(): int(count)
-                for worker, count in zip(expired[::2], expired[1::2], strict=True)
-            },
+            expired_by_worker=with_others(of_worker, expired_count),
             too_late=too_late,
             last_reasons=tuple(reason.decode() for reason in reasons),
             closed=bool(closed),

@@ -50,6 +50,7 @@ class ReplayService:
         config: str = "{}",
         check_payload: CheckPayload = lambda ordinal, stage, payload: None,
         task: Mapping[str, str] | None = None,
+        least_ttl: float = wire.LEAST_TTL,
     ) -> None:
         """Prepares to answer.
 
@@ -59,7 +60,9 @@ class ReplayService:
           config: its config as JSON, for callers that have none.
           check_payload: of what workers complete.
           task: what a worker's task must agree on with the run's, each by its name.
+          least_ttl: seconds that a lease must be asked for at least; tests are more hurried.
         """
+        self._least_ttl = least_ttl
         self._queue, self._run, self._config = queue, run, config
         self._task = dict(task or {})
         self._check_payload = check_payload
@@ -112,7 +115,7 @@ class ReplayService:
         wait = wire.read_seconds("wait", message.wait, wire.MAX_WAIT)
         ttl = None
         if message.HasField("ttl"):
-            ttl = wire.read_seconds("ttl", message.ttl, wire.MAX_TTL, least=0.001)
+            ttl = wire.read_seconds("ttl", message.ttl, wire.MAX_TTL, self._least_ttl)
         if message.count > MAX_COUNT:
             raise WireError(f"count is {message.count}; at most {MAX_COUNT} may be leased at once")
         epoch = message.epoch if message.HasField("epoch") else None

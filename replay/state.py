@@ -15,7 +15,7 @@ One writer: whoever owns the state calls it from one thread.
                 └──── quarantine ──────┘ as a tombstone (no payload, reasons kept)
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from protos.trajectory import FailureKind
@@ -32,7 +32,7 @@ from replay.queue import (
     check_ordinals,
     make_lease_id,
 )
-from replay.seen import SeenWorkers
+from replay.seen import ExpiredLeases, SeenWorkers
 
 MAX_REASON = 4000
 """Characters kept of a reason: a traceback fits, a dumped array does not."""
@@ -76,8 +76,8 @@ class QueueState:
         }
         self._quarantined: deque[Quarantined] = deque(maxlen=KEPT_QUARANTINED)
         self._last_reasons: deque[str] = deque(maxlen=KEPT_REASONS)
-        self._quarantined_count = self._redelivered = self._expired = self._too_late = 0
-        self._expired_by_worker: Counter[str] = Counter()
+        self._quarantined_count = self._redelivered = self._too_late = 0
+        self._expired = ExpiredLeases()
         self._seen = SeenWorkers()
         self._leases = Leases()
         self._begin_at(frontier or Frontier())
@@ -204,8 +204,7 @@ class QueueState:
     def expire(self, now: float) -> None:
         """Takes back what is past its deadline, as from a dead worker."""
         while (lease := self._leases.next_due(now)) is not None:
-            self._expired += 1
-            self._expired_by_worker[lease.worker] += 1
+            self._expired.add(lease.worker)
             reason = f"lease of {lease.worker} expired: not renewed within {lease.ttl:g} s"
             self._take_back(lease, reason, now)
 
@@ -288,8 +287,8 @@ class QueueState:
             finished=total is not None and len(self._acked) - self._made_up_for() >= total,
             quarantined=self._quarantined_count,
             redelivered=self._redelivered,
-            expired=self._expired,
-            expired_by_worker=dict(self._expired_by_worker),
+            expired=self._expired.count,
+            expired_by_worker=self._expired.by_worker(),
             too_late=self._too_late,
             last_reasons=tuple(self._last_reasons),
             held_by_worker=held,

@@ -13,7 +13,7 @@ from replay.queue import Completion, Frontier, Lease, Quarantined, Stage, StageS
 
 SERVICE = "rewardtune.v1.ReplayService"
 CLOSED, FENCED = "REASON_CLOSED", "REASON_FENCED"
-MAX_WAIT, MAX_TTL = 60.0, 86400.0
+MAX_WAIT, LEAST_TTL, MAX_TTL = 60.0, 1.0, 86400.0
 MAX_NAME = 200
 
 _STAGES = {

@@ -121,7 +121,7 @@ def over_grpc() -> Iterator[Callable[[QueueConfig], ReplayQueue]]:
     with memory() as open_memory, ExitStack() as stack:
 
         def opener(config: QueueConfig) -> ReplayQueue:
-            server, service = serving_queue(open_memory(config))
+            server, service = serving_queue(open_memory(config), least_ttl=SHORT)
             stack.callback(service.close)
             stack.enter_context(server)
             queue = RemoteReplayQueue(Peer(server.address, timeout=LONG, patience=LONG))

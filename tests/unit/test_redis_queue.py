@@ -281,6 +281,29 @@ def test_two_controllers_do_not_share_a_name(server):
     rival.open(CONFIG, "elsewhere", "a run")
 
 
+def test_a_run_is_at_work_while_its_owner_asks_and_not_while_others_do(server):
+    now = [1000.0]
+
+    def of_run():
+        return RedisReplayQueue(server.connect(), "asked", mint, clock=lambda: now[0])
+
+    owner, edge, rival = of_run(), of_run(), of_run()
+    owner.open(CONFIG, "here", "a run")
+    for _ in range(3):
+        now[0] += 20
+        owner.stats()
+    with pytest.raises(RunTaken, match="at work in here"):
+        rival.open(CONFIG, "elsewhere", "a run")
+    for _ in range(3):
+        now[0] += 20
+        edge.stats()
+        rival.stats()
+    assert rival.open(CONFIG, "elsewhere", "a run")
+    now[0] += 40
+    owner.stats()  # its place is taken
+    of_run().open(CONFIG, "yet another", "a run")
+
+
 def test_a_command_that_resumes_finds_its_groups_and_gives_back_all_leases(server):
     queue = open_run(server, "again")
     epoch = queue.fence()
@@ -323,6 +346,25 @@ def test_workers_that_hold_nothing_leave_no_name_behind(server):
     for number in range(1100):
         queue.release([lease.id for lease in queue.lease("to_sample", 1, None, f"{number}")])
     assert server.client().hlen(f"{key_prefix('names')}newest") < 1050
+
+
+def test_of_very_many_names_the_latest_are_kept_and_no_expiry_is_uncounted(server):
+    now, most = [1000.0], 4096
+    queue = RedisReplayQueue(server.connect(), "expired", mint, clock=lambda: now[0])
+    queue.open(QueueConfig(groups_per_step=most + 4, block=1), "here", "a run")
+    for number in range(most + 3):
+        assert queue.lease("to_sample", 1, 1.0, f"{number}")
+    now[0] += 9
+    expired = queue.stats().expired_by_worker
+    assert (len(expired), expired.pop("(others)")) == (most + 1, 3)
+    assert set(expired.values()) == {1}
+    assert queue.lease("to_sample", 1, 1.0, "latest")
+    now[0] += 9
+    stats = queue.stats()
+    assert stats.expired == most + 4
+    assert (stats.expired_by_worker["latest"], stats.expired_by_worker["(others)"]) == (1, 4)
+    client, key = server.client(), key_prefix("expired")
+    assert client.hlen(f"{key}expired") == client.zcard(f"{key}expired_at") == most
 
 
 def test_a_queue_made_anew_knows_no_lease_and_no_count_of_before(server):

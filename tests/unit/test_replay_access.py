@@ -59,6 +59,8 @@ def test_hostile_messages_are_refused_and_change_nothing():
         ("Restart", pb.RestartRequest(call=call()), "needs the epoch"),
         ("Restart", pb.RestartRequest(call=call(50), epoch="a-guess"), "REASON_FENCED"),
     ]
+    brief = pb.LeaseRequest(call=call(), stage=1, count=1, worker="w", ttl=0.99)
+    hostile.append(("Lease", brief, "ttl is 0.99 s; it must be in 1 .. 86400"))
     for name in ("ttl", "wait"):
         for seconds in (float("nan"), float("inf"), -1.0, 1e9):
             values = {name: seconds}

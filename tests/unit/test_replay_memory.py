@@ -7,6 +7,8 @@ import pytest
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
+from replay.queue import Stage
+from replay.state import QueueState
 from replay.tickets import TicketSource
 
 LONG = 20.0
@@ -60,6 +62,16 @@ def test_a_ticket_that_cannot_be_made_leaves_its_block_where_it_was(monkeypatch)
         return await replay.lease("to_sample", 1, None, "s")
 
     assert [lease.ordinal for lease in asyncio.run(run())] == [0, 1, 2, 3]
+
+
+def test_of_very_many_names_the_latest_are_kept_and_no_expiry_is_uncounted(monkeypatch):
+    monkeypatch.setattr("replay.seen.MOST_EXPIRED", 3)
+    state = QueueState(QueueConfig(groups_per_step=1, block=1, max_deliveries=100), lambda o: b"")
+    for now, worker in enumerate(("first", "second", "first", "third", "fourth", "fifth")):
+        state.lease(Stage.TO_SAMPLE, 1, 1.0, worker, float(now))
+    stats = state.stats(9.0)
+    assert stats.expired_by_worker == {"third": 1, "fourth": 1, "fifth": 1, "(others)": 3}
+    assert stats.expired == 6
 
 
 def test_expiry_wakes_a_wait_without_any_other_call():
