@@ -76,7 +76,7 @@ class TokenSource:
         if env and file:
             raise TokenError(f"the token is named twice: the variable {env} and the file {file}")
         self._file = None if not file else Path(file).expanduser()
-        self._changed: float | None = None
+        self._version: tuple[int, ...] | None = None
         self._complaint = ""
         self._tokens: tuple[Token, ...] = ()
         if env:
@@ -99,7 +99,7 @@ class TokenSource:
         """The tokens now. A file that became unreadable leaves those that were read last."""
         if self._file is not None:
             try:
-                if self._file.stat().st_mtime != self._changed:
+                if _version_of(self._file) != self._version:
                     self._tokens = self._read(self._file)
             except (OSError, TokenError) as error:
                 if str(error) != self._complaint:
@@ -121,12 +121,18 @@ class TokenSource:
     def _read(self, file: Path) -> tuple[Token, ...]:
         where = f"the file {file}"
         try:
-            changed, text = file.stat().st_mtime, file.read_text()
+            version, text = _version_of(file), file.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise TokenError(f"no token: {where} cannot be read: {error}") from error
         tokens = parse_tokens(text, where)
-        self._changed = changed
+        self._version = version
         return tokens
+
+
+def _version_of(file: Path) -> tuple[int, ...]:
+    """Changes with the file. Its time alone may not: a copy keeps it, quick writes share it."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def refusal(

@@ -68,6 +68,20 @@ def test_a_file_that_changes_is_read_again_and_one_that_breaks_is_not_believed(t
     assert "second" not in caplog.text + repr(source.tokens())
 
 
+def test_a_file_of_the_same_time_is_another_by_its_size_or_its_inode(tmp_path):
+    path, new = tmp_path / "token", tmp_path / "new"
+    path.write_text("first")
+    os.utime(path, (1, 1))
+    source = TokenSource(file=path)
+    path.write_text("second")
+    os.utime(path, (1, 1))
+    assert source.tokens() == (Token("second"),)
+    new.write_text("third!")
+    os.utime(new, (1, 1))
+    new.rename(path)
+    assert source.tokens() == (Token("third!"),)
+
+
 def test_a_client_sends_the_first_token_that_has_not_ended():
     ended, later = "ended 2001-01-01T00:00:00Z", "later 9999-01-01T00:00:00Z"
     for text, sent in {
