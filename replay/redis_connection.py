@@ -27,7 +27,16 @@ T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 _SOCKET_SECONDS = 15.0
 # Errors that end by themselves: a disk that is full or a replica that is being promoted.
-_PASSING = ("MISCONF", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+_PASSING = (
+    "MISCONF",
+    "READONLY",
+    "NOREPLICAS",
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY ",
+)
 _REFUSALS = (
     exceptions.AuthenticationError,
     exceptions.AuthorizationError,
