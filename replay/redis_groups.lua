@@ -3,9 +3,10 @@
 -- transitions follow in redis_restart.lua and redis_queue.lua; all are one script.
 --
 -- KEYS[1]: the run's `meta`; every other key of the run begins as it does.
--- KEYS[2]: the last reply to this client, so that a call repeated after a lost connection has its
---          effect once.
--- ARGV: operation, request id, '1' for a repeated request, the time ('' for Redis's own), arguments.
+-- KEYS[2]: the last reply to this client and the number of its request, so that a call repeated
+--          after a lost connection has its effect once, and none when it comes late. A client numbers
+--          its requests upwards and makes one after the other: it is one thread.
+-- ARGV: operation, number, '1' for a repeated request, the time ('' for Redis's own), arguments.
 -- Returns {verdict, result}: 'ok', 'missing' (no such run here), 'closed', 'full', 'restarting' (come
 -- again), 'invalid' (with
 -- the reason), 'taken' (with the owner) or 'fenced' (with the epoch of a learner whose place is taken).
@@ -29,7 +30,7 @@
 
 local meta = KEYS[1]
 local base = string.sub(meta, 1, -5)
-local operation, request, again, clock = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
+local operation, request, again, clock = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4]
 local STAGES = {'to_sample', 'to_score', 'to_train'}
 local NUMBERS = {to_sample = 1, to_score = 2, to_train = 3}
 local SAMPLE, TRAIN = 1, 3
@@ -349,12 +350,14 @@ local function shown(ids, ordinals)
 end
 
 local function remember(result)
+  begin_writing()
   call('SET', KEYS[2], cmsgpack.pack({request, result}), 'EX', REPLY_SECONDS)
 end
-local function remembered()
-  local packed = again and call('GET', KEYS[2])
-  local reply = packed and cmsgpack.unpack(packed)
-  return reply and reply[1] == request and reply[2]
+-- The number of the last request of this client that is remembered, and its result.
+local function last_request()
+  local packed = call('GET', KEYS[2])
+  if packed then return unpack(cmsgpack.unpack(packed)) end
+  return 0
 end
 
 local function clear(names)

@@ -14,15 +14,18 @@ function operations.lease(arguments)
   end
   expire()
   see(worker)
-  local before, ids, fields = remembered() or {}, {}, {}
-  load_leases(before)
-  for _, id in ipairs(before) do  -- what this request was given and still holds
-    if leases[id] then
-      table.insert(ids, id)
-      table.insert(fields, whole(leases[id][ORDINAL]))
+  local ids, fields = {}, {}
+  local last, before = last_request()
+  if last == request then
+    load_leases(before)
+    for _, id in ipairs(before) do  -- what this request was given and still holds
+      if leases[id] then
+        table.insert(ids, id)
+        table.insert(fields, whole(leases[id][ORDINAL]))
+      end
     end
+    return {'ok', #ids > 0 and shown(ids, fields) or {}}
   end
-  if #ids > 0 then return {'ok', shown(ids, fields)} end
   local ordinals
   local from = tonumber(arguments[6])
   if stage == SAMPLE then
@@ -39,6 +42,7 @@ function operations.lease(arguments)
       begin_writing()
       call('HDEL', key('newest'), worker)
     end
+    if again then remember({}) end  -- else it is the only one of its number
     return {'ok', {}}
   end
   begin_writing()
@@ -98,8 +102,6 @@ local function no_outcome(ids)
 end
 
 function operations.complete(given)
-  local before = remembered()
-  if before then return {'ok', before} end
   expire()
   begin_writing()
   local completions, ids, acked = {}, {}, acked_count()
@@ -121,13 +123,10 @@ function operations.complete(given)
     end
     table.insert(completions, lease and 1 or 0)
   end
-  remember(completions)
   return {'ok', completions}
 end
 
 function operations.fail(given)
-  local before = remembered()
-  if before then return {'ok', before} end
   expire()
   begin_writing()
   local completions, ids = {}, {}
@@ -143,7 +142,6 @@ function operations.fail(given)
     end
     table.insert(completions, lease and 1 or 0)
   end
-  remember(completions)
   return {'ok', completions}
 end
 
@@ -306,11 +304,24 @@ function operations.stats(arguments)
                  run.closed == 1 and 1 or 0, flat}}
 end
 
+-- What a repetition must not do again; `lease` remembers by itself, and others may be done twice.
+local ONCE = {open = true, complete = true, fail = true, release_worker = true, fence = true,
+              restart = true, close = true}
 local arguments = {}
 for i = 5, #ARGV do arguments[i - 4] = ARGV[i] end
 if restarting and run.closed ~= 1 and not GOES_ON[operation] then
   return operation == 'lease' and {'ok', {}} or {'restarting'}
 end
+local once = ONCE[operation]
+if once or operation == 'lease' then
+  local last, result = last_request()
+  if request < last then
+    return {'invalid', string.format('request %s comes after request %s of the same client',
+                                     whole(request), whole(last))}
+  end
+  if once and request == last then return {'ok', result} end
+end
 local answer = operations[operation](arguments)
+if once and answer[1] == 'ok' then remember(answer[2] or false) end
 flush()
 return answer

@@ -58,7 +58,8 @@ class RunTaken(QueueUnavailable):
 class RedisReplayQueue:
     """`ReplayQueue` on the keys `rewardtune:{RUN}:…`; every call waits for a lost Redis.
 
-    A call that is repeated because its answer was lost has its effect once.
+    A call that is repeated because its answer was lost has its effect once, in whichever order its
+    attempts come.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class RedisReplayQueue:
         self._mint = mint
         self._clock = clock
         self._meta = f"{key_prefix(run)}meta"
-        self._client_id = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._client_id = secrets.token_hex(6)
         self._requests = 0
         self._owner = ""
         self._lock = threading.Lock()
@@ -278,16 +279,17 @@ class RedisReplayQueue:
     def _call(self, operation: str, *arguments: Argument) -> Any:
         with self._lock:
             self._requests += 1
-            request = f"{self._client_id}.{self._requests}"
-        keys = (self._meta, f"{self._meta[:-4]}reply:{self._client_id}.{threading.get_ident()}")
+            request = self._requests
+        client = f"{self._client_id}.{os.getpid()}.{threading.get_ident()}"
+        keys = (self._meta, f"{self._meta[:-4]}reply:{client}")
         clock = "" if self._clock is None else self._clock()
 
-        def attempt(client: redis.Redis, again: bool) -> Any:
+        def attempt(server: redis.Redis, again: bool) -> Any:
             given = (*keys, operation, request, int(again), clock, *arguments)
             try:
-                answer: Any = client.evalsha(_SHA, len(keys), *given)
+                answer: Any = server.evalsha(_SHA, len(keys), *given)
             except NoScriptError:  # the first call since Redis started
-                answer = client.eval(_SCRIPT, len(keys), *given)  # type: ignore[arg-type]
+                answer = server.eval(_SCRIPT, len(keys), *given)  # type: ignore[arg-type]
             if answer[0] == b"full":
                 raise NoRoom
             if answer[0] == b"restarting":

@@ -142,6 +142,71 @@ def test_a_call_whose_answer_was_lost_has_its_effect_once(server):
     assert [lease.ordinal for lease in queue.lease("to_sample", 1, None, "s")] == [2, 3]
 
 
+def overtaken(queue, call):
+    """The answer to the second attempt of a call, and the first one, which is still on its way."""
+    run, late = queue.connection.run, []
+
+    def second_only(what, attempt):
+        late.append(attempt)
+        return run(what, lambda client, again: attempt(client, True))
+
+    queue.connection.run = second_only
+    answer = call()
+    queue.connection.run = run
+    return answer, lambda: run("late", lambda client, again: late[0](client, False))
+
+
+def test_an_attempt_that_comes_after_its_repetition_leases_nothing(server):
+    queue = open_run(server, "late lease")
+    leases, late = overtaken(queue, lambda: queue.lease("to_sample", 1, None, "s"))
+    late()
+    assert queue.stats().stages[Stage.TO_SAMPLE].leased == len(leases) == 2
+    queue.release([lease.id for lease in leases])
+    late()
+    assert queue.stats().stages[Stage.TO_SAMPLE].leased == 0
+    nothing, late = overtaken(queue, lambda: queue.lease("to_score", 1, None, "r"))
+    pass_stage(queue, "to_sample")
+    late()  # a later call of this thread was handled meanwhile
+    assert nothing == queue.lease("to_score", 1, None, "r")[1:] == []
+    assert queue.stats().stages[Stage.TO_SCORE].leased == 1
+
+
+def test_an_attempt_that_comes_after_its_repetition_decides_nothing(server):
+    queue = open_run(server, "late outcome")
+    pass_stage(queue, "to_sample")
+    for outcome in (
+        lambda lease_id: queue.fail([(lease_id, "no", FailureKind.INFRASTRUCTURE)]),
+        lambda lease_id: queue.complete([(lease_id, b"scored")]),
+    ):
+        (lease,) = queue.lease("to_score", 1, None, "r")
+        answer, late = overtaken(queue, lambda: outcome(lease.id))  # noqa: B023  # called at once
+        late()
+        assert answer == [Completion.DONE]
+    assert queue.stats().too_late == 0
+    queue.lease("to_score", 1, None, "dies")
+    released, late = overtaken(queue, lambda: queue.release_worker("dies", "SIGKILL"))
+    queue.lease("to_score", 1, None, "dies")  # started again
+    late()
+    assert queue.stats().held_by_worker["dies"] == released == 1
+
+
+def test_an_attempt_that_comes_after_its_repetition_takes_nobody_back(server):
+    queue = open_run(server, "late learner")
+    pass_stage(queue, "to_sample")
+    pass_stage(queue, "to_score")
+    epoch, late = overtaken(queue, queue.fence)
+    late()
+    _, late = overtaken(queue, lambda: queue.restart(Frontier(), epoch))
+    queue.ack([g.ordinal for g in queue.lease("to_train", 4, None, "l", epoch=epoch)], epoch=epoch)
+    late()
+    assert queue.frontier() == Frontier(4)
+    _, late = overtaken(queue, queue.close)
+    late()
+    queue.open(CONFIG, "here", "a run")
+    late()
+    assert not queue.stats().closed
+
+
 def test_another_request_is_not_answered_from_memory(server):
     queue = open_run(server, "requests")
     first = queue.lease("to_sample", 1, None, "s")
@@ -182,6 +247,22 @@ def test_a_server_that_stays_away_is_unavailable_after_the_patience():
             queue.frontier()
         server.start()
         assert queue.frontier() == Frontier()
+
+
+def test_a_server_that_lost_its_replicas_is_waited_for(server):
+    queue = open_run(server, "no replicas")
+    server.client().config_set("min-replicas-to-write", 1)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(queue.lease, "to_sample", 1, None, "s")
+            while queue.connection.waiting is None:
+                assert not waiting.done() or waiting.result()
+                time.sleep(0.005)
+            assert "NOREPLICAS" in queue.connection.waiting
+            server.client().config_set("min-replicas-to-write", 0)
+            assert len(waiting.result(timeout=30)) == 2
+    finally:
+        server.client().config_set("min-replicas-to-write", 0)
 
 
 def test_a_queue_that_redis_lost_is_not_made_anew_in_silence(server):
