@@ -105,7 +105,7 @@ class AcceptsLateOutcomes(QueueState):
         lease = self.given.get(lease_id)
         item = self._items.get(lease.ordinal) if lease else None
         if item and item.lease_id is None and item.stage is lease.stage:
-            again = self._hold(lease.ordinal, 1.0, lease.worker, now)
+            again = self._hold(lease.ordinal, None, 1.0, lease.worker, now)
             self._leases.hand_out(lease.worker, [again])
             return super().complete(again.id, payload, now)
         return super().complete(lease_id, payload, now)
