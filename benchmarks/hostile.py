@@ -1,6 +1,9 @@
 """Very many mutated messages against all three services, in a process of their own, over loopback.
 
-    python -m benchmarks.hostile --messages 100000 --out benchmarks/results/hostile.json
+    python -m benchmarks.hostile --messages 50000 --out benchmarks/results/hostile.json
+
+The queue is in memory and on a Redis of its own, in both modes: so many messages for each, or for
+one with `--only redis-ordered`, which leaves the others in the file as they are.
 
 After every message that is refused the state must be what it was, by its digest; after every batch
 a good call must be answered, and what was accepted must be valid. An answer with another status
@@ -11,6 +14,7 @@ import argparse
 import itertools
 import json
 import platform
+import random
 import tempfile
 import time
 from collections import Counter
@@ -30,7 +34,16 @@ from protos.reward import SERVICE as REWARD
 from protos.reward import ScoreRequest
 from protos.trajectory import Abstained, Sampled, ScoredGroup
 from replay.wire import SERVICE as REPLAY
-from tests.hostile import BAD_TOKENS, GOOD, Mutator, Servers, sampled_bytes, servers
+from tests.hostile import (
+    BAD_TOKENS,
+    BOUNDARIES,
+    DOUBLES,
+    GOOD,
+    Mutator,
+    Servers,
+    sampled_bytes,
+    servers,
+)
 
 EXPECTED = {
     "OK",
@@ -42,7 +55,8 @@ EXPECTED = {
     "UNAUTHENTICATED",
 }
 BATCH, TIMEOUT = 100, 60.0
-TOKENLESS, OVERSIZED = 0.05, 0.0002
+TOKENLESS, OVERSIZED, AT_BOUNDARY = 0.05, 0.0002, 0.1
+COMBINATIONS = [(queue, mode) for queue in ("memory", "redis") for mode in ("async", "ordered")]
 MOST_GROWTH_MB = 400.0
 LONGEST_WAIT = 0.02
 
@@ -88,7 +102,10 @@ class Sender:
 
 
 def right_messages(sender: Sender, server: Servers) -> dict[str, list[bytes]]:
-    """Messages that are right now, by path; the queue goes on to ordinals that were never out."""
+    """Messages that are right now, by path and perhaps a word on them.
+
+    The queue goes on to ordinals that were never out.
+    """
     ask, call = sender.good, sender.call()
     new = replay.Frontier(next_unacked=1000 * sender.calls)
     fence = replay.FenceRequest(call=sender.call())
@@ -130,6 +147,9 @@ def right_messages(sender: Sender, server: Servers) -> dict[str, list[bytes]]:
         "Lease": replay.LeaseRequest(
             call=sender.call(), stage=1, count=1, ttl=30, worker="w", epoch=epoch
         ),
+        "Lease of a share": replay.LeaseRequest(
+            call=sender.call(), stage=3, count=1, worker="l", first=to_score[0].ordinal
+        ),
         "Renew": replay.RenewRequest(lease_ids=ids),
         "Complete": complete([*made[2:], *scored[1:]]),
         "Fail": replay.FailRequest(call=sender.call(), items=[fail]),
@@ -161,6 +181,33 @@ def right_messages(sender: Sender, server: Servers) -> dict[str, list[bytes]]:
     return found
 
 
+def at_boundary(call: replay.Call, epoch: str, chance: random.Random) -> tuple[str, list[bytes]]:
+    """A message that is right but for one number, which is where numbers end."""
+    number, frontier = chance.choice(BOUNDARIES), replay.Frontier()
+    lease = replay.LeaseRequest(call=call, stage=3, count=2, worker="w", first=number)
+    match chance.randrange(7):
+        case 0:
+            return f"/{REPLAY}/Lease", [lease.SerializeToString()]
+        case 1:
+            lease.count, lease.first, lease.stage = number % 2**32, 0, chance.randrange(1, 4)
+            return f"/{REPLAY}/Lease", [lease.SerializeToString()]
+        case 2:
+            lease.ttl, lease.stage = chance.choice(DOUBLES), chance.randrange(1, 4)
+            return f"/{REPLAY}/Lease", [lease.SerializeToString()]
+        case 3:
+            ack = chance.choice(({"ordinals": [number]}, {"dropped": [0, number]}))
+            return f"/{REPLAY}/Ack", [replay.AckRequest(**ack).SerializeToString()]
+        case 4:
+            frontier.next_unacked = number
+            frontier.dropped = chance.choice((0, number))
+        case 5:
+            frontier.next_unacked, frontier.dropped = 9, number
+        case _:
+            frontier.acked_above.extend([2, *sorted(chance.sample(BOUNDARIES, 2))])
+    restart = replay.RestartRequest(call=call, frontier=frontier, epoch=epoch)
+    return f"/{REPLAY}/Restart", [restart.SerializeToString()]
+
+
 def waits(path: str, data: bytes) -> bool:
     """Whether it is a right message that asks the server to wait: it would."""
     kinds: dict[str, Callable[[], Any]] = {
@@ -177,32 +224,47 @@ def waits(path: str, data: bytes) -> bool:
     return bool(LONGEST_WAIT < message.wait <= 60.0)
 
 
-def mutated(mutator: Mutator, right: dict[str, list[bytes]]) -> Iterator[tuple[str, list[bytes]]]:
+def mutated(
+    mutator: Mutator, right: dict[str, list[bytes]], sender: Sender
+) -> Iterator[tuple[str, list[bytes]]]:
     """Paths and their messages, without end; half of them of what holds most of the contract."""
     rich = [f"/{REPLAY}/Complete", f"/{REPLAY}/Lease", f"/{REWARD}/Score", f"/{WEIGHTS}/Publish"]
+    rich += [f"/{REPLAY}/Lease of a share"]
+    epoch = replay.RestartRequest.FromString(right[f"/{REPLAY}/Restart"][0]).epoch
     while True:
+        if mutator.random.random() < AT_BOUNDARY:
+            yield at_boundary(sender.call(), epoch, mutator.random)
+            continue
         path = mutator.random.choice(rich if mutator.random.random() < 0.5 else list(right))
         messages = list(right[path])
         at = mutator.random.randrange(len(messages))
         messages[at] = mutator.mutate(messages[at])
         if mutator.random.random() < OVERSIZED:
             messages[at] += b"\x7a" + b"\x80\x80\x80\x20" + bytes(64 * 2**20)
+        path = path.split(" ")[0]
         if not waits(path, messages[at]):
             yield path, messages
 
 
-def run(messages: int, seed: int, directory: Path) -> dict[str, Any]:
+def run(messages: int, seed: int, directory: Path, queue: str, mode: str) -> dict[str, Any]:
     """Sends them all; what was answered, in figures.
+
+    Args:
+      messages: how many.
+      seed: of the mutator.
+      directory: for the servers' token.
+      queue: memory or redis.
+      mode: of the queue.
 
     Raises:
       AssertionError: a message had an effect that it must not have, or an answer.
     """
     mutator, statuses, by_service = Mutator(seed), Counter[str](), Counter[str]()
     tokens, memory, began, sent = Counter[str](), [], time.monotonic(), 0
-    with servers(directory) as server:
+    with servers(directory, queue, mode) as server:
         sender = Sender(server.address)
         while sent < messages:
-            attack = mutated(mutator, right_messages(sender, server))
+            attack = mutated(mutator, right_messages(sender, server), sender)
             before = server.ask("digest")
             for path, parts in itertools.islice(attack, min(BATCH, messages - sent)):
                 metadata: Any = GOOD
@@ -246,20 +308,27 @@ def run(messages: int, seed: int, directory: Path) -> dict[str, Any]:
 
 def main() -> None:
     """The command."""
+    names = {f"{queue}-{mode}": (queue, mode) for queue, mode in COMBINATIONS}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--messages", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=names)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        figures = run(arguments.messages, arguments.seed, Path(directory))
-    command = (
-        f"python -m benchmarks.hostile --messages {arguments.messages} --seed {arguments.seed}"
-    )
-    figures = {"command": command, "python": platform.python_version(), **figures}
-    print(json.dumps(figures, indent=2))
+    found: dict[str, Any] = {}
+    if arguments.only and arguments.out and arguments.out.is_file():
+        found = json.loads(arguments.out.read_text())
+    for name in [arguments.only] if arguments.only else names:
+        with tempfile.TemporaryDirectory() as directory:
+            figures = run(arguments.messages, arguments.seed, Path(directory), *names[name])
+        command = (
+            f"python -m benchmarks.hostile --messages {arguments.messages} "
+            f"--seed {arguments.seed} --only {name}"
+        )
+        found[name] = {"command": command, "python": platform.python_version(), **figures}
+        print(json.dumps(found[name], indent=2))
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

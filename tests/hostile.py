@@ -8,14 +8,16 @@ import hashlib
 import logging
 import multiprocessing
 import random
-import threading
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.redis_server import redis_server
 
 TOKENS = "g00d-t0ken\nold-t0ken 2020-01-01T00:00:00Z\n"
 GOOD = (("authorization", "Bearer g00d-t0ken"),)
@@ -27,8 +29,7 @@ VALUES = {
         "data": {"kind": "scenes", "train": 16, "validation": 4, "test": 4},
     },
     "model": {"preset": "tiny"},
-    "learner": {"steps": 6, "groups_per_step": 4, "samples_per_group": 2},
-    "replay": {"mode": "async"},
+    "learner": {"steps": 10**9, "groups_per_step": 4, "samples_per_group": 2},
     "actors": {"groups_per_block": 2},
     "rewards": {"terms": [{"path": "rewards.detection:RecallReward"}]},
 }
@@ -81,7 +82,10 @@ def _joined(parts: list[tuple[int, int, Any]]) -> bytes:
     return out
 
 
-NUMBERS = (0, 1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, -1, -2, 2**64 - 7)
+BOUNDARIES = (2**52 - 1, 2**52, 2**53 - 1, 2**53 + 1, 2**60, 2**63)
+"""Where a double, an ordinal or a signed integer ends."""
+NUMBERS = (0, 1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, *BOUNDARIES, -1, -2, 2**64 - 7)
+DOUBLES = (float("nan"), float("inf"), -1.0, 0.0, 1e-300, 1e300, *map(float, BOUNDARIES))
 TEXTS = (
     b"",
     b"float64",
@@ -154,6 +158,8 @@ class Mutator:
         elif way == "value" and kind == 2:
             deeper = depth < 4 and self.random.random() < 0.7
             parts[at] = (number, 2, self._fields(value, depth + 1) if deeper else self._text(value))
+        elif way == "value" and kind == 1 and self.random.random() < 0.8:
+            parts[at] = (number, kind, struct.pack("<d", self.random.choice(DOUBLES)))
         elif way == "value":
             parts[at] = (number, kind, self.random.choice((b"\xff", b"\0", b"\x7f")) * len(value))
         else:
@@ -179,7 +185,7 @@ class Mutator:
 # -- the servers ----------------------------------------------------------------------------------
 
 
-def _serve(directory: str, pipe: Connection) -> None:
+def _serve(directory: str, pipe: Connection, redis_url: str | None, mode: str) -> None:
     from deploy.config import RunConfig
     from deploy.payloads import PayloadCheck
     from deploy.processes import ticket_source
@@ -188,26 +194,22 @@ def _serve(directory: str, pipe: Connection) -> None:
     from protos.edge import EdgeOptions, EdgeServer
     from protos.tokens import TokenSource
     from protos.trajectory import WireError
-    from replay.config import QueueConfig
-    from replay.memory import MemoryReplayQueue
     from replay.queue import Stage
     from replay.service import ReplayService
     from rewards.detection import RecallReward
     from rewards.service import ComputedScorer, handlers
     from tests.edges import MemoryWeights
-    from tests.queues import Loop
+    from tests.hostile_queues import InMemory, OnRedis
     from vision.tasks.registry import build_task
 
     logging.disable(logging.WARNING)  # a line for each that is refused
-    config = RunConfig.model_validate(VALUES | {"runs": directory})
+    config = RunConfig.model_validate(VALUES | {"runs": directory, "replay": {"mode": mode}})
     task = build_task(config.task)
     tickets = ticket_source(config, task)
-    settings = QueueConfig(groups_per_step=4, block=2, mode="async", lag=1)
-    queue = MemoryReplayQueue(settings, tickets, clock=lambda: 0.0)  # nothing expires meanwhile
-    queues = asyncio.new_event_loop()
-    threading.Thread(target=queues.run_forever, daemon=True).start()
-    check = PayloadCheck(config, task, tickets, lambda: 6)
-    replay = ReplayService(Loop(queue, queues), "hostile", check_payload=check)
+    settings = config.queue_config().model_copy(update={"lag": 1, "total_groups": None})
+    inside = OnRedis(settings, tickets, redis_url) if redis_url else InMemory(settings, tickets)
+    check = PayloadCheck(config, task, tickets, lambda: 10**12)
+    replay = ReplayService(inside.queue, "hostile", check_payload=check)
 
     class Weights(MemoryWeights):
         def evaluated(self, version: int) -> None:
@@ -220,30 +222,24 @@ def _serve(directory: str, pipe: Connection) -> None:
     Path(directory, "tokens").write_text(TOKENS)
 
     def digest() -> str:
-        state = queue._state
-        held = [(o, i.stage, i.payload, i.tombstone, i.failed, i.reasons, i.lease_id) for o, i in
-                sorted(state._items.items())]  # fmt: skip
-        leases = [(lease.id, lease.worker, lease.ttl) for lease in state._leases.values()]
-        ready = [sorted(part.since) for part in state._ready.values()]
         versions = {n: manifest.checksum for n, (manifest, _) in store.versions.items()}
-        told = (held, leases, ready, state.frontier(), queue._fence._learners, versions,
-                store.epoch, store.waiting)  # fmt: skip
+        told = (inside.digest(), versions, store.epoch, store.waiting)
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def wrong() -> list[str]:
         """What must not be, whatever was accepted."""
-        state, found = queue._state, []
-        ready = [ordinal for part in state._ready.values() for ordinal in part.since]
-        places = ready + [lease.ordinal for lease in state._leases.values()]
-        if sorted(places) != sorted(state._items) or len(places) > settings.window:
-            found.append(f"groups out {sorted(state._items)}, places {sorted(places)}")
-        for ordinal, item in state._items.items():
-            if item.payload is not None:
-                made_in = {Stage.TO_SCORE: Stage.TO_SAMPLE, Stage.TO_TRAIN: Stage.TO_SCORE}
+        groups, places, found = inside.groups(), inside.places(), []
+        if sorted(places) != sorted(group.ordinal for group in groups):
+            found.append(f"groups out {sorted(groups)}, places {sorted(places)}")
+        if len(groups) > settings.window:
+            found.append(f"{len(groups)} groups out, the window is {settings.window}")
+        made_in = {Stage.TO_SCORE: Stage.TO_SAMPLE, Stage.TO_TRAIN: Stage.TO_SCORE}
+        for group in groups:
+            if group.payload is not None:
                 try:
-                    check(ordinal, made_in[item.stage], item.payload)
+                    check(group.ordinal, made_in[group.stage], group.payload)
                 except WireError as error:
-                    found.append(f"ordinal {ordinal} holds what the run cannot use: {error}")
+                    found.append(f"ordinal {group.ordinal} holds what the run cannot use: {error}")
         for version, (manifest, arrays) in store.versions.items():
             if checksum_of(arrays) != manifest.checksum or manifest.shapes != weights._shapes:
                 found.append(f"weights version {version} is not what its manifest says")
@@ -261,13 +257,13 @@ def _serve(directory: str, pipe: Connection) -> None:
                 pipe.send(wrong())
             else:
                 status = Path("/proc/self/status").read_text()
-                pipe.send(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+                resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
+                pipe.send(resident + inside.memory())
         await server.stop(0)
 
     asyncio.run(main())
     replay.close()
     weights.close()
-    queues.call_soon_threadsafe(queues.stop)
 
 
 class Servers:
@@ -292,20 +288,32 @@ class Servers:
 
 
 @contextmanager
-def servers(directory: Path) -> Iterator[Servers]:
-    """Replay, weights and reward behind one address that wants a token."""
+def servers(directory: Path, backend: str, mode: str) -> Iterator[Servers]:
+    """Replay, weights and reward behind one address that wants a token.
+
+    Args:
+      directory: for the token.
+      backend: of the queue: memory or redis.
+      mode: of the queue: async or ordered.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(str(directory), theirs), daemon=True)
-    process.start()
-    try:
-        yield Servers(ours, process)
-        ours.send(None)
-        process.join(30)
-    finally:
-        if process.is_alive():
-            process.kill()
-            process.join()
+    with ExitStack() as stack:
+        url = None
+        if backend == "redis":
+            url = stack.enter_context(redis_server("--appendonly", "no")).url
+        process = context.Process(
+            target=_serve, args=(str(directory), theirs, url, mode), daemon=True
+        )
+        process.start()
+        try:
+            yield Servers(ours, process)
+            ours.send(None)
+            process.join(30)
+        finally:
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 # -- messages that are right ----------------------------------------------------------------------
@@ -315,7 +323,6 @@ def sampled_bytes(ticket: bytes, length: int) -> bytes:
     """A sampled group of a ticket."""
     from protos.trajectory import Sampled, Ticket
 
-    tokens = np.zeros((2, length), np.int32)
-    return Sampled(
-        Ticket.from_bytes(ticket), tokens, tokens.astype(np.float32), 0, "jax"
-    ).to_bytes()
+    tokens, of = np.zeros((2, length), np.int32), Ticket.from_bytes(ticket)
+    version = of.policy_version or 0
+    return Sampled(of, tokens, tokens.astype(np.float32), version, "jax").to_bytes()
