@@ -145,6 +145,8 @@ class RedisConnection:
         }
         if settings.ca_file is not None:
             options["ssl_ca_certs"] = str(settings.ca_file)
+        if settings.url.startswith("rediss:"):
+            options["ssl_check_hostname"] = True  # not the default of every version of redis-py
         if settings.url.startswith("unix:"):
             del options["socket_connect_timeout"]
         self._client = redis.Redis.from_url(settings.url, **options)

@@ -1,17 +1,22 @@
 """Which Redis may hold a queue, who may use it, and that no password is ever told."""
 
+import asyncio
+import ssl
+
 import pytest
 import redis
 
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError, read_config
 from replay.config import QueueConfig
-from replay.queue import Frontier
+from replay.queue import Frontier, QueueUnavailable
 from replay.redis_connection import RedisConnection, RedisRefused, RedisSettings
 from replay.redis_fitness import RedisUnfit, check_fitness
 from replay.redis_queue import RedisReplayQueue
 from replay.redis_runs import remove_run
+from tests.queues import LONG, in_a_loop
 from tests.redis_server import MISSING, redis_server
+from tests.unit.test_reward_service import self_signed
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
@@ -128,6 +133,60 @@ def test_a_password_that_is_not_there_is_named_by_its_place(monkeypatch, tmp_pat
         RedisSettings("redis://h:1/0", password_env="A", password_file=tmp_path / "b")
     with pytest.raises(ValueError, match=r"ca_file .*: no such file"):
         RedisConnection(RedisSettings("rediss://h:1/0", ca_file=tmp_path / "missing"))
+
+
+@pytest.fixture
+def encrypted(server, tmp_path):
+    """A port that speaks TLS for the server, since not each is built with it; its certificate."""
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def pass_on(reader, writer):
+        while data := await reader.read(2**16):
+            writer.write(data)
+        writer.close()
+
+    async def accept(reader, writer):
+        from_redis, to_redis = await asyncio.open_unix_connection(server.socket)
+        await asyncio.gather(pass_on(reader, to_redis), pass_on(from_redis, writer))
+
+    with in_a_loop() as loop:
+        listens = asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+        proxy = asyncio.run_coroutine_threadsafe(listens, loop).result(timeout=LONG)
+        yield proxy.sockets[0].getsockname()[1], certificate
+        loop.call_soon_threadsafe(proxy.close)
+
+
+def connected(host, port, ca_file=None, scheme="rediss"):
+    url = f"{scheme}://{host}:{port}/0"
+    connection = RedisConnection(RedisSettings(url, ca_file=ca_file, patience=0.2))
+    return connection.run("ping", lambda client, again: client.ping())
+
+
+def test_over_tls_the_queue_is_the_same(encrypted):
+    port, certificate = encrypted
+    settings = RedisSettings(f"rediss://127.0.0.1:{port}/0", ca_file=certificate)
+    queue = RedisReplayQueue(RedisConnection(settings), "tls", mint)
+    queue.open(CONFIG, "here", "a run")
+    assert pass_stage(queue, "to_sample") == pass_stage(queue, "to_score") == list(range(8))
+    queue.ack(list(range(8)))
+    assert queue.frontier() == Frontier(8)
+    queue.close()
+
+
+def test_who_cannot_be_trusted_is_not_talked_to(encrypted, tmp_path):
+    port, certificate = encrypted
+    assert connected("127.0.0.1", port, certificate)
+    (tmp_path / "other").mkdir()
+    other, _ = self_signed(tmp_path / "other")
+    for ca_file in (None, other):
+        with pytest.raises(QueueUnavailable, match="certificate verify failed"):
+            connected("127.0.0.1", port, ca_file)
+    with pytest.raises(QueueUnavailable, match="Hostname mismatch"):
+        connected("localhost", port, certificate)
+    with pytest.raises(QueueUnavailable, match="no answer"):
+        connected("127.0.0.1", port, scheme="redis")
 
 
 @pytest.mark.parametrize(
