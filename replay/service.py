@@ -158,13 +158,13 @@ class ReplayService:
         return serialise(pb.LeaseResponse(groups=groups))
 
     async def _renew(self, data: bytes) -> bytes:
-        ids = list(parse(pb.RenewRequest(), data).lease_ids)
+        ids = wire.read_items("lease_ids", parse(pb.RenewRequest(), data).lease_ids)
         held = await self._ask(lambda: self._queue.renew(ids))
         return serialise(pb.RenewResponse(lease_ids=held))
 
     async def _complete(self, data: bytes) -> bytes:
         message = parse(pb.CompleteRequest(), data)
-        items = [(item.lease_id, item.payload) for item in message.items]
+        items = [(item.lease_id, item.payload) for item in wire.read_items("items", message.items)]
 
         async def answer() -> bytes:
             done = await self._ask(lambda: self._checked(items))
@@ -198,7 +198,7 @@ class ReplayService:
     async def _fail(self, data: bytes) -> bytes:
         message = parse(pb.FailRequest(), data)
         items = []
-        for item in message.items:
+        for item in wire.read_items("items", message.items):
             message_of = trajectory_pb2.Failed(reason=item.reason, kind=item.kind)
             failed = read_failed(f"lease {item.lease_id}", message_of)
             items.append((item.lease_id, failed.reason, failed.kind))
@@ -210,7 +210,7 @@ class ReplayService:
         return await self._once(message.call, data, answer)
 
     async def _release(self, data: bytes) -> bytes:
-        ids = list(parse(pb.ReleaseRequest(), data).lease_ids)
+        ids = wire.read_items("lease_ids", parse(pb.ReleaseRequest(), data).lease_ids)
         await self._ask(lambda: self._queue.release(ids))
         return serialise(pb.ReleaseResponse())
 
@@ -227,7 +227,8 @@ class ReplayService:
     async def _ack(self, data: bytes) -> bytes:
         message = parse(pb.AckRequest(), data)
         epoch = message.epoch if message.HasField("epoch") else None
-        ordinals, dropped = list(message.ordinals), list(message.dropped)
+        ordinals = wire.read_items("ordinals", message.ordinals)
+        dropped = wire.read_items("dropped", message.dropped)
         await self._ask(lambda: self._queue.ack(ordinals, dropped, epoch))
         return serialise(pb.AckResponse())
 
@@ -241,6 +242,7 @@ class ReplayService:
 
     async def _restart(self, data: bytes) -> bytes:
         message = parse(pb.RestartRequest(), data)
+        wire.read_items("acked_above", message.frontier.acked_above)
         frontier = wire.read_frontier(message.frontier)
         if not message.HasField("epoch"):
             raise WireError("a Restart needs the epoch that its learner was told by Fence")

@@ -6,15 +6,20 @@ is not one raises `WireError` before the queue has seen anything of it.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from protos import replay_pb2 as pb
 from protos.trajectory import WireError, uint64
 from replay.queue import Completion, Frontier, Lease, Quarantined, Stage, StageStats, Stats
 
+T = TypeVar("T")
+
 SERVICE = "rewardtune.v1.ReplayService"
 CLOSED, FENCED = "REASON_CLOSED", "REASON_FENCED"
 MAX_WAIT, LEAST_TTL, MAX_TTL = 60.0, 1.0, 86400.0
 MAX_NAME = 200
+MAX_ITEMS = 2**18
+"""Of one call: Redis takes 2^20 words, three for an item, and serves nobody else meanwhile."""
 
 _STAGES = {
     Stage.TO_SAMPLE: pb.STAGE_TO_SAMPLE,
@@ -54,6 +59,13 @@ def read_name(name: str, value: str) -> str:
     if not 0 < len(value) <= MAX_NAME:
         raise WireError(f"{name} has {len(value)} characters; it must have 1 .. {MAX_NAME}")
     return value
+
+
+def read_items(name: str, values: Sequence[T]) -> list[T]:
+    """The values; `WireError` for more than one call may have."""
+    if len(values) > MAX_ITEMS:
+        raise WireError(f"{len(values)} {name}: at most {MAX_ITEMS} may be in one call")
+    return list(values)
 
 
 def lease_message(lease: Lease) -> pb.HeldGroup:

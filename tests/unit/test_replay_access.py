@@ -59,6 +59,22 @@ def test_hostile_messages_are_refused_and_change_nothing():
         ("Restart", pb.RestartRequest(call=call()), "needs the epoch"),
         ("Restart", pb.RestartRequest(call=call(50), epoch="a-guess"), "REASON_FENCED"),
     ]
+    many = 2**18 + 1
+    items = [pb.FailRequest.Item(lease_id="x", reason="no", kind=1)] * many
+    above = pb.Frontier(acked_above=range(1, many + 1))
+    hostile += [
+        ("Renew", pb.RenewRequest(lease_ids=[""] * many), "262145 lease_ids: at most 262144"),
+        ("Release", pb.ReleaseRequest(lease_ids=[""] * many), "262145 lease_ids"),
+        (
+            "Complete",
+            pb.CompleteRequest(call=call(), items=[pb.CompleteRequest.Item()] * many),
+            "262145 items",
+        ),
+        ("Fail", pb.FailRequest(call=call(), items=items), "262145 items"),
+        ("Ack", pb.AckRequest(ordinals=[0] * many), "262145 ordinals"),
+        ("Ack", pb.AckRequest(dropped=[0] * many), "262145 dropped"),
+        ("Restart", pb.RestartRequest(call=call(), frontier=above, epoch="e"), "acked_above"),
+    ]
     brief = pb.LeaseRequest(call=call(), stage=1, count=1, worker="w", ttl=0.99)
     hostile.append(("Lease", brief, "ttl is 0.99 s; it must be in 1 .. 86400"))
     for name in ("ttl", "wait"):
