@@ -1,5 +1,6 @@
 """`rewardtune learn`: trains a run from outside of Ray."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,15 +39,22 @@ def learn(
     Of a learner of several hosts each runs this, with its own --host and one --coordinator.
     """
     from deploy.learn import learn as train
+    from deploy.serve import leave
+    from learner.hosts import HostLost
 
-    result = train(
-        client.peer(replay),
-        client.peer(weights),
-        directory.absolute(),
-        config,
-        overrides or [],
-        start_over,
-        host,
-        coordinator,
-    )
+    try:
+        result = train(
+            client.peer(replay),
+            client.peer(weights),
+            directory.absolute(),
+            config,
+            overrides or [],
+            start_over,
+            host,
+            coordinator,
+        )
+    except HostLost as error:
+        again = "the same command on every host resumes from the last checkpoint"
+        print(f"rewardtune: HostLost: {error}; {again}", file=sys.stderr, flush=True)
+        leave(1)  # at its end JAX would wait for the others, and abort this process
     console.print(f"finished after step {result['step']}; checkpoints: {directory}")

@@ -93,6 +93,18 @@ class Run:
             return dict(file)
 
 
+def assert_ends_near(
+    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], values: Mapping[str, Any]
+) -> None:
+    """Two runs of one beginning end in the same place, but for the order of sums."""
+    with np.load(values["initial"]) as file:
+        initial = dict(file)
+    assert ours.keys() == theirs.keys() == initial.keys()
+    moved = np.sqrt(sum(np.square(theirs[name] - initial[name]).sum() for name in theirs))
+    apart = np.sqrt(sum(np.square(theirs[name] - ours[name]).sum() for name in theirs))
+    assert apart < 0.01 * moved
+
+
 OnStatus = Callable[[Mapping[str, Any], StopRequest], None]
 
 

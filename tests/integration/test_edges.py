@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,13 +18,14 @@ import pytest
 from deploy.config import RunConfig
 from deploy.run_directory import read_status
 from learner.metrics import read_metrics
+from learner.ordinals import read_ordinals, surviving_steps
 from protos.edge_client import Peer
 from protos.trajectory import Ticket
 from replay.redis_queue import RedisReplayQueue
 from replay.remote_queue import RemoteReplayQueue
 from tests.integration.test_commands import environment, write_config
 from tests.redis_server import MISSING, redis_server
-from tests.runs import STEPS, Run
+from tests.runs import STEPS, Run, assert_ends_near
 
 WAIT = 240.0
 
@@ -31,6 +33,12 @@ WAIT = 240.0
 def own_environment() -> dict[str, str]:
     """As of a new shell: the Ray of these tests leaves its mode behind."""
     return {name: value for name, value in environment().items() if name != "RAY_AUTH_MODE"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Command:
@@ -88,13 +96,25 @@ class Outside:
     def serve(self, what: str) -> Command:
         return self.start("serve", what, self.config, "--port", "0", "--token-file", "token")
 
-    def learn(self, replay: str, weights: str, token: str = "a-token") -> Command:
-        place = self.directory / "elsewhere"
-        place.mkdir(exist_ok=True)
+    def learn(
+        self, replay: str, weights: str, token: str = "a-token", place: str = "elsewhere", *also: str
+    ) -> Command:
+        (self.directory / place).mkdir(exist_ok=True)
         addresses = ("--replay", replay, "--weights", weights, "--patience", "20")
-        command = Command(place, "learn", *addresses, "--token-env", "T", env={"T": token})
+        options = (*addresses, "--token-env", "T", *also)
+        command = Command(self.directory / place, "learn", *options, env={"T": token})
         self.commands.append(command)
         return command
+
+    def learn_on_two_hosts(self, replay: str, weights: str) -> list[Command]:
+        """Each in a directory of its own, as on two machines."""
+        coordinator = f"127.0.0.1:{free_port()}"
+        return [
+            self.learn(
+                replay, weights, "a-token", place, "--host", host, "--coordinator", coordinator
+            )
+            for host, place in (("0", "elsewhere"), ("1", "elsewhere-1"))
+        ]
 
     def work(self, role: str, *addresses: str, name: str) -> Command:
         place = self.directory / name
@@ -104,9 +124,13 @@ class Outside:
         self.commands.append(command)
         return command
 
-    def trained(self) -> int:
+    def until_trained(self, steps: int, learner: Command) -> None:
         path = self.directory / "elsewhere" / "runs" / "learner"
-        return len(list(read_metrics(path))) if (path / "metrics.jsonl").exists() else 0
+        give_up = time.monotonic() + WAIT
+        while not (path / "metrics.jsonl").exists() or len(list(read_metrics(path))) < steps:
+            assert learner.process.poll() is None, learner.finish()
+            assert time.monotonic() < give_up, "the learner did not get there"
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -139,12 +163,8 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
         assert "UNAUTHENTICATED" in said
         assert "a-guess" not in said
         first = run.learn(*addresses)
-        give_up = time.monotonic() + WAIT
         # A checkpoint is written after three of six: killed while or after it is, another goes on.
-        while run.trained() < 3:
-            assert first.process.poll() is None, first.finish()
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
+        run.until_trained(3, first)
         first.process.kill()
         second = run.learn(*addresses)
         code, said = second.finish()
@@ -162,6 +182,37 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
         with np.load(final / "final.npz") as file:
             for name, expected in undisturbed.weights().items():
                 np.testing.assert_array_equal(file[name], expected, err_msg=name)
+
+
+@pytest.mark.skipif("RAY_ADDRESS" in os.environ, reason="the run starts a Ray of its own")
+def test_two_hosts_with_an_address_and_a_token_end_near_where_one_does_though_one_is_killed(
+    undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    values = tiny_values | {"learner": tiny_values["learner"] | {"outside": True, "hosts": 2}}
+    with outside(tmp_path, values) as run:
+        tuning = run.start_run("waiting for a learner")
+        replay, weights = run.serve("replay"), run.serve("weights")
+        addresses = replay.address(), weights.address()
+        first, second = run.learn_on_two_hosts(*addresses)
+        run.until_trained(3, first)
+        second.process.kill()
+        code, said = first.finish()
+        assert code == 1, said
+        assert "HostLost: host 0 of 2 cannot go on without the others" in said
+        assert "the same command on every host resumes from the last checkpoint" in said
+        for command in (*run.learn_on_two_hosts(*addresses), tuning, replay, weights):
+            code, said = command.finish()
+            assert code == 0, said
+            assert "a-token" not in said
+    status = read_status(tmp_path / "outside")
+    assert (status["state"], status["step"]) == ("finished", STEPS)
+    assert (status["queue"]["quarantined"], status["queue"]["dropped"]) == (0, 0)
+    learner = tmp_path / "elsewhere" / "runs" / "learner"
+    steps = surviving_steps(read_ordinals(learner))
+    assert [o for step in steps for o in step.trained] == list(range(4 * STEPS))
+    for final in (tmp_path / "outside", learner):
+        with np.load(final / "final.npz") as file:
+            assert_ends_near(dict(file), undisturbed.weights(), tiny_values)
 
 
 @pytest.mark.skipif("RAY_ADDRESS" in os.environ, reason="the run starts a Ray of its own")

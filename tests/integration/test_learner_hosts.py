@@ -2,23 +2,17 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from learner.metrics import read_metrics
-from tests.runs import STEPS, Run
+from tests.runs import STEPS, Run, assert_ends_near
 
 
 def test_two_hosts_end_near_where_one_does(
     two_hosts: Run, undisturbed: Run, tiny_values: dict[str, Any]
 ) -> None:
     assert two_hosts.result["state"] == "finished"
-    with np.load(tiny_values["initial"]) as file:
-        initial = dict(file)
-    ours, theirs = two_hosts.weights(), undisturbed.weights()
-    moved = np.sqrt(sum(np.square(theirs[name] - initial[name]).sum() for name in theirs))
-    apart = np.sqrt(sum(np.square(theirs[name] - ours[name]).sum() for name in theirs))
-    assert apart < 0.01 * moved
+    assert_ends_near(two_hosts.weights(), undisturbed.weights(), tiny_values)
     lines, wanted = (list(read_metrics(run.directory)) for run in (two_hosts, undisturbed))
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line, other in zip(lines, wanted, strict=True):
