@@ -10,6 +10,7 @@ class Fence:
         """Begins with none; `incarnation` tells this queue from those before it."""
         self._incarnation = incarnation
         self._learners = 0
+        self._begun = ""
 
     def advance(self) -> str:
         """Lets a new learner in; returns its epoch."""
@@ -24,6 +25,17 @@ class Fence:
         """Raises `LearnerFenced` where an epoch is given that is not the last one."""
         if epoch is not None and epoch != self._epoch:
             raise fenced(epoch)
+
+    def begins(self, epoch: str | None) -> bool:
+        """Whether a learner's `restart` is its first, and has an effect; see `check`.
+
+        A call that is sent again may also arrive late, when its learner has trained since.
+        """
+        self.check(epoch)
+        if epoch is None:
+            return True
+        again, self._begun = epoch == self._begun, epoch
+        return not again
 
 
 def is_earlier(epoch: str, other: str) -> bool:

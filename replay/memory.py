@@ -184,7 +184,8 @@ class MemoryReplayQueue:
 
     async def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
         """See `ReplayQueue.restart`."""
-        self._fence.check(epoch)
+        if not self._fence.begins(epoch):
+            return
         self._state.restart(frontier, self._clock())
         self._begun = True
         self._serve()

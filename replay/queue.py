@@ -345,6 +345,9 @@ class ReplayQueue(Protocol):
         tell how old the samples are: they are made again. In ordered mode every policy is made
         again to the same bits.
 
+        An epoch goes back once: a repetition, which may arrive when its learner has trained since,
+        changes nothing.
+
         Raises:
           LearnerFenced: the epoch is given, and not the last one.
         """

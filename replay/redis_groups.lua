@@ -82,7 +82,7 @@ end
 
 local FIELDS = {'block', 'next_unacked', 'dropped', 'next_block', 'lease_count', 'window', 'total',
                 'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed', 'fences',
-                'restarted'}
+                'restarted', 'begun'}
 local run = {}
 local found = call('HMGET', meta, 'incarnation', 'restarting', unpack(FIELDS))
 if not found[1] and operation ~= 'open' then return {'missing'} end

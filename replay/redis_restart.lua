@@ -67,7 +67,9 @@ local function park_quarantined(acked)
 end
 
 function operations.restart(arguments)
-  if is_fenced(arguments[1]) then return {'fenced', arguments[1]} end
+  local epoch_given = arguments[1]
+  if is_fenced(epoch_given) then return {'fenced', epoch_given} end
+  if epoch_given ~= '' and run.begun == run.fences then return {'ok'} end  -- sent again
   expire()
   begin_writing()
   local above = {}
@@ -80,6 +82,7 @@ function operations.restart(arguments)
   flush()
   run.next_unacked, run.dropped = tonumber(arguments[2]), tonumber(arguments[3])
   run.next_block = math.floor(run.next_unacked / run.block)
+  if epoch_given ~= '' then call('HSET', meta, 'begun', whole(run.fences)) end
   call('HSET', meta, 'next_unacked', whole(run.next_unacked), 'dropped', whole(run.dropped),
        'next_block', whole(run.next_block), 'restarted', exact(now))
   local at = {PARKED, '0', room_until(above), -1, acked_count()}

@@ -299,6 +299,20 @@ def test_a_learner_whose_place_is_taken_changes_nothing(open_queue):
     assert queue.frontier() == Frontier(5)
 
 
+def test_a_restart_that_arrives_again_late_takes_nothing_back(open_queue):
+    queue = open_queue(config())
+    epoch = queue.fence()
+    queue.restart(Frontier(), epoch)
+    advance(queue, "to_sample", 4)
+    advance(queue, "to_score", 9)
+    queue.lease("to_train", 4, None, "l", epoch=epoch)
+    queue.ack([0, 1, 2, 3], epoch=epoch)
+    queue.restart(Frontier(), epoch)  # such as of a server that was stopped and is not any more
+    assert queue.frontier() == Frontier(4)
+    queue.restart(Frontier(2), queue.fence())
+    assert queue.frontier() == Frontier(2)
+
+
 def test_an_earlier_learner_that_waits_is_told_that_its_place_is_taken(open_queue):
     queue = open_queue(config())
     old = queue.fence()
