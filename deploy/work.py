@@ -85,6 +85,8 @@ def work(
         )
         built = _build(role, run, task, traced, weights, keeper, worker)
         logger.info("%s works for the run %s at %s", worker, run.name, replay.address)
+        # What killed it before would else not count: a worker that asks for more has survived.
+        queue.release_worker(worker, f"{worker} was started anew")
         try:
             done = _run(built, stop, grace)
         except QueueUnavailable:

@@ -97,7 +97,12 @@ class Outside:
         return self.start("serve", what, self.config, "--port", "0", "--token-file", "token")
 
     def learn(
-        self, replay: str, weights: str, token: str = "a-token", place: str = "elsewhere", *also: str
+        self,
+        replay: str,
+        weights: str,
+        token: str = "a-token",
+        place: str = "elsewhere",
+        *also: str,
     ) -> Command:
         (self.directory / place).mkdir(exist_ok=True)
         addresses = ("--replay", replay, "--weights", weights, "--patience", "20")

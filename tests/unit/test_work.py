@@ -29,8 +29,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def working(tiny_values, directory, reward, **rewards):
-    """A queue with four groups to score, and a worker of them."""
+def working(tiny_values, directory, reward, held_before=0, **rewards):
+    """A queue with four groups to score, and a worker of them, which has held some before."""
     terms = [{"path": f"tests.odd_rewards:{reward[0]}", "options": reward[1]}]
     changed = {
         "rewards": tiny_values["rewards"] | {"terms": terms, "groups_per_lease": 4} | rewards
@@ -47,6 +47,8 @@ def working(tiny_values, directory, reward, **rewards):
             logprobs = np.zeros(tokens.shape, np.float32)
             sampled = Sampled(ticket, tokens, logprobs, ticket.policy_version or 0, "jax")
             queue.complete([(lease.id, sampled.to_bytes())])
+        if held_before:
+            queue.lease("to_score", held_before, 3600.0, "reward@w")
         server, service = serving_queue(
             queue, config=config.model_dump_json(), task=task_facts(task)
         )
@@ -93,6 +95,18 @@ def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds_untried(tiny_va
         assert "reward@w was asked to stop; 4 groups go to others" in said
         again = queue.lease("to_score", 4, None, "r")
         assert [(lease.ordinal, lease.delivery) for lease in again] == [(n, 1) for n in range(4)]
+
+
+def test_a_worker_that_is_started_anew_gives_back_what_killed_it_as_failed(tiny_values, tmp_path):
+    slow = ("SlowReward", {"seconds": 3600})
+    with working(tiny_values, tmp_path, slow, held_before=2) as (queue, worker):
+        until(lambda: queue.stats().last_reasons, worker)
+        reasons = queue.stats().last_reasons
+        assert [reason.partition(":")[0] for reason in reasons] == [
+            "ordinal 0, to_score",
+            "ordinal 1, to_score",
+        ]
+        assert all("reward@w was started anew" in reason for reason in reasons)
 
 
 def test_a_worker_whose_reward_hangs_ends_with_its_own_code_and_fails_that_group_alone(
