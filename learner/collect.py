@@ -6,6 +6,9 @@ ready, oldest first.
 
 The hosts wait in rounds: after each they tell one another what they have, and whether one of them
 was asked to stop. So all leave the wait together, with the step or without.
+
+Invariant: a step trains a group once. In async mode a group whose lease one host has lost may be
+handed to another, while the first still holds it: the first of them keeps it.
 """
 
 from collections.abc import Sequence
@@ -68,6 +71,8 @@ class Collector:
         self._queue, self._hosts, self._worker = queue, hosts, worker
         self._groups_per_step, self._max_staleness = groups_per_step, max_staleness
         self._epoch: str | None = None
+        # Of all hosts: another one may not have acked them yet.
+        self._step_before: frozenset[int] = frozenset()
 
     def begin(self, epoch: str) -> None:
         """From now on it asks as the learner of this epoch; see `ReplayQueue.fence`."""
@@ -100,10 +105,12 @@ class Collector:
             )
             if any(host["stop"] for host in told):
                 return None
-            if not any(host["missing"] for host in told):
+            shared = self._give_up_shared([host["rows"] for host in told], held)
+            if not shared and not any(host["missing"] for host in told):
                 break
             self._queue.renew(list(held))
         rows = [row for host in told for row in host["rows"]]
+        self._step_before = frozenset(ordinal for ordinal, _ in rows)
         return StepGroups(
             groups=groups,
             ordinals=[ordinal for ordinal, _ in rows],
@@ -111,7 +118,7 @@ class Collector:
             accounts=[host["account"] for host in told],
             reasons=[reason for host in told for reason in host["reasons"]][-REASONS_TOLD:],
             reward_parts=_means([host["parts"] for host in told]),
-            dropped=[ordinal for host in told for ordinal in host["dropped"]],
+            dropped=sorted({ordinal for host in told for ordinal in host["dropped"]}),
         )
 
     def _lease_more(self, step: int, wanted: int, held: dict[str, TrainingGroup]) -> list[int]:
@@ -129,7 +136,7 @@ class Collector:
             epoch=self._epoch,
             first=first,
         )
-        known = {group.ordinal for group in held.values()}
+        known = {group.ordinal for group in held.values()} | self._step_before
         stale = []
         for lease in leases:
             if lease.ordinal in known:  # its lease ran out here: it is in the batch already
@@ -142,6 +149,16 @@ class Collector:
         if stale:
             self._queue.ack([], dropped=stale, epoch=self._epoch)
         return stale
+
+    def _give_up_shared(
+        self, rows: Sequence[Sequence[tuple[int, int | None]]], held: dict[str, TrainingGroup]
+    ) -> bool:
+        """Gives up groups that a host before this one holds; whether any is held by two."""
+        ordinals = [[ordinal for ordinal, _ in of_host] for of_host in rows]
+        before = {ordinal for of_host in ordinals[: self._hosts.index] for ordinal in of_host}
+        for lease_id in [each for each, group in held.items() if group.ordinal in before]:
+            del held[lease_id]
+        return len(set().union(*ordinals)) < sum(map(len, ordinals))
 
     def _is_stale(self, step: int, group: TrainingGroup) -> bool:
         if self._max_staleness is None or group.version is None:
