@@ -58,7 +58,10 @@ class Leases:
 
     def renew(self, lease: Lease, now: float) -> None:
         """It is held for its ttl from now on."""
-        self._until[lease.id] = now + lease.ttl
+        until = now + lease.ttl
+        if until < self._until[lease.id]:  # the clock was set back
+            heapq.heappush(self._deadlines, (until, lease.id))
+        self._until[lease.id] = until
 
     def drop(self, lease: Lease) -> None:
         """It is not held any more."""

@@ -162,3 +162,11 @@ def test_a_worker_that_holds_nothing_leaves_nothing_behind():
         return replay._state._leases._newest
 
     assert asyncio.run(run()) == {}
+
+
+def test_a_lease_that_is_renewed_by_a_clock_that_was_set_back_ends_by_that_clock():
+    state = QueueState(QueueConfig(groups_per_step=4, block=4, lag=0), lambda ordinal: b"")
+    leases = state.lease(Stage.TO_SAMPLE, 1, 10.0, "s", now=100.0)
+    assert len(state.renew([lease.id for lease in leases], now=50.0)) == 4
+    assert state.next_deadline() == 60.0
+    assert len(state.lease(Stage.TO_SAMPLE, 1, 10.0, "other", now=61.0)) == 4
