@@ -21,6 +21,7 @@ from deploy.learn import check_host
 from deploy.processes import ticket_source
 from learner.config import TuneConfig
 from learner.metrics import read_metrics
+from learner.ordinals import read_ordinals
 from protos.trajectory import FailureKind, Sampled, Scored, ScoredGroup, Ticket
 from replay.queue import QueueClosed
 from tests.edges import serving_queue
@@ -152,6 +153,15 @@ def test_two_hosts_train_what_one_does(values, alone, tmp_path, shards):
         if name.endswith("key/bias"):  # softmax is blind to it: its gradient is rounding alone
             continue
         np.testing.assert_allclose(array, expected_final[name], atol=2e-4, err_msg=name)
+
+
+def test_two_hosts_in_async_mode_train_every_group_once(values, tmp_path):
+    replay = {"mode": "async", "max_policy_lag": STEPS}
+    metrics, _ = trained({**values, "replay": replay}, tmp_path, hosts=2)
+    assert [step["step"] for step in metrics] == list(range(1, STEPS + 1))
+    told = [o for step in read_ordinals(tmp_path) for o in (*step.trained, *step.quarantined)]
+    assert len(told) == len(set(told)) == STEPS * 4
+    assert sum(step["groups/quarantined"] for step in metrics) <= 1
 
 
 @pytest.mark.parametrize(
