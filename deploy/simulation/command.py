@@ -34,9 +34,15 @@ def simulate_runs(
     message_faults: Annotated[
         float, typer.Option(min=0, help="So many times as often messages are slow, lost, doubled.")
     ] = _DEFAULT.message_faults,
+    learner_hosts: Annotated[
+        int, typer.Option(min=1, help="Each leases its share of a step.")
+    ] = _DEFAULT.learner_hosts,
     learner_connected: Annotated[
         bool, typer.Option(help="The learner's calls arrive at most once, none after its death.")
     ] = _DEFAULT.learner_connected,
+    outside_workers: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of workers that come by an edge.")
+    ] = _DEFAULT.outside_workers,
     out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
 ) -> None:
     """Simulate whole runs in virtual time, with faults, and check that nothing is lost."""

@@ -1,9 +1,14 @@
-"""What goes wrong from outside: which process, when and how, by the run's seed."""
+"""What goes wrong from outside: which process, when and how, by the run's seed.
 
-from collections.abc import Callable, Sequence
+Kinds of faults are drawn as cards from a deck that is shuffled when it is empty: so a run that is
+long enough sees all of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from deploy.simulation.replay_server import SimulatedQueue
-from deploy.simulation.servers import SimulatedWeights
+from deploy.simulation.servers import Server, SimulatedWeights
 from deploy.simulation.world import Process, World
 
 Fault = Callable[[float], object]
@@ -27,8 +32,10 @@ class Faults:
         controller: Process,
     ):
         """Prepares; `learner` gives the present one, `replace_learner` starts another beside it."""
-        self._world, self._queue, self._workers = world, queue, workers
-        # Each with how often it happens beside the others.
+        self._world, self._queue, self._weights = world, queue, weights
+        self._workers = workers
+        self._decks: dict[bool, list[str]] = {True: [], False: []}
+        # Each with how often it is in its deck.
         self._of_workers: dict[str, tuple[int, Callable[[Process, float], object]]] = {
             "worker killed": (5, lambda worker, _: worker.kill("SIGKILL")),
             "worker stopped": (5, lambda worker, seconds: worker.stop(1.5 * seconds)),
@@ -45,7 +52,8 @@ class Faults:
             "weights stopped": (2, lambda seconds: _stop(weights, seconds)),
             "queue killed": (1, queue.come_back),
             "queue's clock set": (2, self._step_queue_clock),
-            "edges killed": (1, lambda _: self._kill_edges(queue, weights)),
+            "edges killed": (1, lambda _: self._edges(Server.lose_connections)),
+            "edges doubled": (1, lambda _: self._edges(Server.add_edge)),
             "storm": (3, self._storm),
             "run killed": (1, kill_run),
         }
@@ -67,14 +75,21 @@ class Faults:
     def _worker_fault(self) -> None:
         worker = self._world.random.choice(self._workers)
         faults = self._of_workers
-        name = self._world.random.choices(list(faults), [share for share, _ in faults.values()])[0]
+        name = self._draw(faults)
         seconds = self._seconds(name, worker.name)
         faults[name][1](worker, seconds)
 
     def _service_fault(self) -> None:
         faults = self._of_services
-        name = self._world.random.choices(list(faults), [share for share, _ in faults.values()])[0]
+        name = self._draw(faults)
         faults[name][1](self._seconds(name))
+
+    def _draw(self, faults: Mapping[str, tuple[int, Any]]) -> str:
+        deck = self._decks[faults is self._of_services]
+        if not deck:
+            deck += [name for name, (times, _) in faults.items() for _ in range(times)]
+            self._world.random.shuffle(deck)
+        return deck.pop()
 
     def _seconds(self, name: str, *what: str) -> float:
         seconds = self._world.random.expovariate(1 / MEAN_SECONDS)
@@ -95,11 +110,10 @@ class Faults:
         """Messages are slow, lost and doubled 20 times as often."""
         self._world.storm_until = self._world.now + 3 * seconds
 
-    @staticmethod
-    def _kill_edges(queue: SimulatedQueue, weights: SimulatedWeights) -> None:
-        queue.lose_connections()
-        weights.lose_connections()
+    def _edges(self, change: Callable[[Server], None]) -> None:
+        change(self._queue)
+        change(self._weights)
 
 
-def _stop(server: SimulatedQueue | SimulatedWeights, seconds: float) -> None:
+def _stop(server: Server, seconds: float) -> None:
     server.resumes_at = server.world.now + seconds

@@ -58,10 +58,20 @@ class History:
     Attributes:
       steps: trained, in order.
       done: ordinals that are trained or dropped, those of the step at work included.
+      kept: those of `steps`, which a checkpoint holds.
     """
 
     steps: list[Step] = field(default_factory=list)
     done: Ordinals = field(default_factory=Ordinals)
+    kept: Ordinals = field(default_factory=Ordinals)
+
+    def finish(self, step: Step) -> None:
+        """A step is trained; what it dropped was done before."""
+        trained = [ordinal for ordinal, _ in step.groups]
+        self.do(trained)
+        self.steps.append(step)
+        for ordinal in (*trained, *step.dropped):
+            self.kept.add(ordinal)
 
     def do(self, ordinals: Iterable[int]) -> None:
         """It trains or drops these; `Violation` where it has done so before."""
@@ -73,11 +83,11 @@ class History:
     def frontier(self) -> Frontier:
         """What it has done, for a checkpoint."""
         dropped = sum(len(step.dropped) for step in self.steps)
-        return Frontier(self.done.below, tuple(sorted(self.done.above)), dropped)
+        return Frontier(self.kept.below, tuple(sorted(self.kept.above)), dropped)
 
     def copy(self) -> "History":
         """For another learner to go on from."""
-        return History(list(self.steps), self.done.copy())
+        return History(list(self.steps), self.kept.copy(), self.kept.copy())
 
 
 @dataclass

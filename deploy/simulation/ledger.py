@@ -133,8 +133,10 @@ class Ledger:
             else:
                 self._take_back(group, lease_id)
 
-    def leased(self, stage: Stage, worker: str, leases: Sequence[Lease], now: float) -> None:
-        """A worker asked and was handed these."""
+    def leased(
+        self, stage: Stage, worker: str, leases: Sequence[Lease], now: float, anew: bool
+    ) -> None:
+        """A worker asked and was handed these; `anew`: what it held of them was given back."""
         self._newest[worker] = frozenset(lease.id for lease in leases)
         for lease in leases:
             ordinal = lease.ordinal
@@ -148,6 +150,8 @@ class Ledger:
                     raise Violation(
                         f"{len(self._groups)} groups are out; the window is {self._config.window}"
                     )
+            if anew and group.lease is not None and group.lease.worker == worker:
+                self._drop(group, group.lease.id)
             if group.lease is not None:
                 raise Violation(
                     f"ordinal {ordinal} is handed to {lease.worker}, while {group.lease.worker} "
@@ -172,7 +176,10 @@ class Ledger:
         for lease_id in held:
             group = self._groups[self._by_lease[lease_id]]
             assert group.lease is not None
-            group.deadline = now + group.lease.ttl
+            deadline = now + group.lease.ttl
+            if deadline < group.deadline:
+                heapq.heappush(self._deadlines, (deadline, lease_id))
+            group.deadline = deadline
             self._touched.add(group.lease.ordinal)
 
     def completed(self, lease_id: str, payload: bytes, answer: Completion) -> None:

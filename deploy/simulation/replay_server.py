@@ -26,6 +26,7 @@ class _Waiter:
     n: int
     worker: str
     epoch: str | None
+    first: int | None
     reply: Reply
     waits: bool = True
 
@@ -189,6 +190,8 @@ class SimulatedQueue(Server):
     def restart(self, frontier: Frontier, epoch: str) -> None:
         """See `ReplayQueue.restart`."""
         self.check_epoch(epoch)
+        if not self._fence.begins(epoch):
+            return
         self.state.restart(frontier, self._time())
         self.ledger.restarted(frontier, self._history())
         self.world.trace("restart", frontier.next_unacked, *frontier.acked_above)
@@ -197,18 +200,25 @@ class SimulatedQueue(Server):
     # -- those who wait -------------------------------------------------------------------------
 
     def _lease(
-        self, reply: Reply, stage: Stage, n: int, worker: str, wait: float, epoch: str | None
+        self,
+        reply: Reply,
+        stage: Stage,
+        n: int,
+        worker: str,
+        wait: float,
+        epoch: str | None,
+        first: int | None = None,
     ) -> None:
         try:
             self.check_epoch(epoch)
-            leases = self._hand_out(stage, n, worker)
+            leases = self._hand_out(stage, n, worker, first)
         except (ValueError, LearnerFenced) as error:
             reply(self.refused("lease", error))
             return
         if leases or wait <= 0:
             reply(leases)
         else:
-            waiter = _Waiter(n, worker, epoch, reply)
+            waiter = _Waiter(n, worker, epoch, first, reply)
             self._waiters[stage].append(waiter)
             self.world.after(wait, self._give_up, stage, waiter, self.incarnation)
         self._serve()
@@ -218,13 +228,13 @@ class SimulatedQueue(Server):
             self._waiters[stage].remove(waiter)
             waiter.answer([])
 
-    def _hand_out(self, stage: Stage, n: int, worker: str) -> list[Lease]:
-        leases = self.state.lease(stage, n, None, worker, self._time())
-        self.ledger.leased(stage, worker, leases, self.world.now + self.clock_offset)
+    def _hand_out(self, stage: Stage, n: int, worker: str, first: int | None) -> list[Lease]:
+        leases = self.state.lease(stage, n, None, worker, self._time(), first)
+        now = self.world.now + self.clock_offset
+        self.ledger.leased(stage, worker, leases, now, anew=first is not None)
         if leases:
             self.leases += len(leases)
-            first, last = leases[0], leases[-1]
-            named = [f"{lease.ordinal}={lease.id}" for lease in (first, last)]
+            named = [f"{lease.ordinal}={lease.id}" for lease in (leases[0], leases[-1])]
             self.world.trace("lease", worker, len(leases), *named)
         return leases
 
@@ -238,11 +248,15 @@ class SimulatedQueue(Server):
     def _serve(self) -> None:
         """Gives those who wait what is ready, first come first served, and sets the alarm."""
         for stage, waiters in self._waiters.items():
-            while waiters and self._may_have(stage, waiters[0].n):
-                leases = self._hand_out(stage, waiters[0].n, waiters[0].worker)
-                if not leases:
+            for waiter in list(waiters):
+                if not self._may_have(stage, waiter.n):
                     break
-                waiters.popleft().answer(leases)
+                leases = self._hand_out(stage, waiter.n, waiter.worker, waiter.first)
+                if leases:
+                    waiters.remove(waiter)
+                    waiter.answer(leases)
+                elif waiter.first is None:
+                    break
         self._set_alarm()
 
     def _time(self) -> float:

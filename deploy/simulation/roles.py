@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.simulation.replay_server import SimulatedQueue
 from deploy.simulation.servers import SimulatedWeights
-from deploy.simulation.world import FOREVER, Call, Coroutine, Died, Process, World
+from deploy.simulation.world import FOREVER, Call, Coroutine, Died, Process, Transport, World
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.queue import Lease, QueueUnavailable, Stage
@@ -83,7 +83,13 @@ class Workers:
     def _lease(self, stage: Stage, n: int, worker: str, wait: float) -> Call:
         return Call(self.queue, "lease", (stage, n, worker, wait, None), wait)
 
+    def _begin(self, process: Process) -> Coroutine:
+        """As `deploy.work`: what nobody but itself starts gives back what it held before."""
+        if process.transport is Transport.REPEATED:
+            yield Call(self.queue, "release_worker", (process.name, "it was started anew"))
+
     def _sample(self, process: Process, keeper: "_Keeper") -> Coroutine:
+        yield from self._begin(process)
         while True:
             leases = yield self._lease(Stage.TO_SAMPLE, 1, process.name, WAIT)
             if not leases:
@@ -108,6 +114,7 @@ class Workers:
             keeper.drop(leases)
 
     def _score(self, process: Process, keeper: "_Keeper") -> Coroutine:
+        yield from self._begin(process)
         while True:
             leases = yield self._lease(Stage.TO_SCORE, self.groups_per_lease, process.name, WAIT)
             if not leases:

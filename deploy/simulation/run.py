@@ -39,8 +39,11 @@ class Simulation:
     """One simulated run.
 
     Attributes:
+      learner_hosts: that lease a share of each step.
       learner_connected: the learner's calls arrive at most once, as on Ray; else it is outside,
         and its calls are numbered and repeated as by an edge's client.
+      outside_workers: share of samplers and of reward workers whose calls are so, too, and which
+        no controller sees.
       worker_mtbf, service_mtbf: mean virtual seconds between two faults of one worker, and of the
         rest (learner, queue, weight store, network, the whole run); 0: none.
       message_faults: so many times as often as `network` says messages are slow, lost or doubled.
@@ -60,7 +63,9 @@ class Simulation:
     worker_mtbf: float = 200.0
     service_mtbf: float = 60.0
     message_faults: float = 1.0
+    learner_hosts: int = 1
     learner_connected: bool = True
+    outside_workers: float = 0.25
     network: Network = field(default_factory=Network)
     work: Work = field(default_factory=Work)
 
@@ -147,7 +152,12 @@ class _Run:
         work = simulation.work
         workers = Workers(self.world, self._queue, self._weights, work, simulation.groups_per_lease)
         self._learners = learners(
-            self._queue, self._weights, work, simulation.steps, simulation.checkpoint_every
+            self._queue,
+            self._weights,
+            work,
+            simulation.steps,
+            simulation.checkpoint_every,
+            simulation.learner_hosts,
         )
         self._learner = self._new_learner()
         self._workers = [
@@ -171,8 +181,19 @@ class _Run:
         self._faults.schedule(simulation.worker_mtbf, simulation.service_mtbf)
 
     def _processes(self, role: str, count: int, coroutines: Any) -> Iterator[Process]:
+        outside = round(self._simulation.outside_workers * count)
         for index in range(count):
-            yield Process(self.world, f"{role}-{index}", coroutines, self._died)
+            transport = Transport.REPEATED if index < outside else Transport.LOOSE
+            yield Process(self.world, f"{role}-{index}", coroutines, self._died, transport)
+
+    def _is_outside(self, process: Process) -> bool:
+        """Whether it is a worker that nobody but itself ends and starts."""
+        return process.name != "learner" and process.transport is Transport.REPEATED
+
+    def _names(self, process: Process) -> list[str]:
+        """What the queue knows it by."""
+        learning = process.name == "learner"
+        return self._learners.names(process.name) if learning else [process.name]
 
     def _new_learner(self) -> Process:
         connected = self._simulation.learner_connected
@@ -225,7 +246,7 @@ class _Run:
 
     def _died(self, process: Process, reason: str) -> None:
         self.world.counts[f"{process.name.split('-')[0]} deaths"] += 1
-        if process is self._controller:
+        if process is self._controller or self._is_outside(process):
             self.world.after(self.world.random.uniform(0.5, STARTS_WITHIN), process.start)
         elif process.name != "learner" or process is self._learner:
             self._deaths.append(process)
@@ -240,7 +261,8 @@ class _Run:
             while self._deaths:
                 dead = self._deaths[0]
                 try:
-                    yield Call(self._queue, "release_worker", (dead.name, f"{dead.name} died"))
+                    for name in self._names(dead):
+                        yield Call(self._queue, "release_worker", (name, f"{name} died"))
                 except QueueUnavailable:  # its leases expire by themselves
                     self.world.counts["deaths the queue was not told of"] += 1
                 if self._deaths and self._deaths[0] is dead:
@@ -256,8 +278,10 @@ class _Run:
                 stats = yield Call(self._queue, "stats", ())
             except QueueUnavailable:
                 continue
-            for worker in [self._learner, *self._workers]:
-                expired = stats.expired_by_worker.get(worker.name, 0)
+            inside = [worker for worker in self._workers if not self._is_outside(worker)]
+            for worker in [self._learner, *inside]:
+                names = self._names(worker)
+                expired = sum(stats.expired_by_worker.get(name, 0) for name in names)
                 silent = worker.silent_seconds > SILENT_SECONDS
                 if worker is self._learner and worker.cut_until > self.world.now and silent:
                     self._replace_learner()
@@ -273,17 +297,19 @@ class _Run:
         self._learner.start()
 
     def _kill_run(self, seconds: float) -> None:
-        """Everything dies; an operator starts the run again, which goes on from its checkpoint.
+        """All in Ray dies; an operator starts the run again, which goes on from its checkpoint.
 
         A learner that was cut off may be left.
         """
         for process in [self._learner, *self._workers]:
-            process.kill("the run was killed")
+            if not self._is_outside(process):
+                process.kill("the run was killed")
         self._controller.kill("the run was killed")
         self._deaths.clear()
         self._expired.clear()
         self._queue.begin(Frontier())
         self._weights.begin()
+        self._queue.down_until = self._weights.down_until = self.world.now + seconds
         self.world.after(seconds, self._start_all)
 
     # -- the verdict ----------------------------------------------------------------------------

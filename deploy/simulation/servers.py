@@ -30,7 +30,7 @@ class Server:
     """Answers calls one after the other, while it is neither stopped nor down.
 
     Attributes:
-      connection: counts its edge's processes; what one of them knew of calls is lost with it.
+      connection: the newest of its edge's processes, of which each knows the calls that it had.
       asked_at: the clock of the caller that is being answered.
     """
 
@@ -40,30 +40,44 @@ class Server:
         self.down_until = 0.0
         self.connection = 0
         self.asked_at = 0.0
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[int, dict[str, _Answer]] = {0: {}}
 
     def lose_connections(self) -> None:
-        """Its edge is started anew."""
-        self.connection += 1
-        self._answers = {}
+        """Its edge is started anew: what was under way to it is lost."""
+        self._answers.clear()
+        self.add_edge()
 
-    def receive(self, request: Request, reply: Reply) -> None:
+    def add_edge(self) -> None:
+        """Another edge is started beside the one that was stopped, or cut off, and may live on."""
+        self.connection += 1
+        self._answers[self.connection] = {}
+
+    def receive(self, request: Request, reply: Reply, connection: int) -> None:
         """See `Endpoint`; what arrives while it is down is lost."""
         now = self.world.now
+        if request.number is not None and connection not in self._answers:
+            return
         if now < self.down_until:
             return
         if now < self.resumes_at:
-            self.world.at(self.resumes_at, self.receive, request, reply)
+            self.world.at(self.resumes_at, self.receive, request, reply, connection)
             return
         self.asked_at = request.sent_at
         if request.number is None:
             self.answer(request, reply)
         else:
-            self._answer_once(request, *request.number, reply)
+            self._answer_once(request, *request.number, reply, self._answers[connection])
 
-    def _answer_once(self, request: Request, caller: str, number: int, reply: Reply) -> None:
-        """As `replay.answers.Answers`: a repeated call has its effect once."""
-        last = self._answers.get(caller)
+    def _answer_once(
+        self,
+        request: Request,
+        caller: str,
+        number: int,
+        reply: Reply,
+        answers: dict[str, _Answer],
+    ) -> None:
+        """As `replay.answers.Answers`: a repeated call has its effect once in one edge."""
+        last = answers.get(caller)
         if last is not None and number < last.number:
             return  # refused; its caller has gone on
         if last is not None and number == last.number:
@@ -73,7 +87,7 @@ class Server:
             else:
                 last.waiting.append(reply)
             return
-        answer = self._answers[caller] = _Answer(number, [reply])
+        answer = answers[caller] = _Answer(number, [reply])
         self.answer(request, answer.give)
 
     def answer(self, request: Request, reply: Reply) -> None:
@@ -105,17 +119,22 @@ class SimulatedWeights(Server):
         """A new process, which holds nothing."""
         self._versions: list[int] = []
         self._epoch: str | None = None
+        self._published: int | None = None
 
     def fence(self, epoch: str) -> None:
         """A learner takes over."""
         if self._epoch is not None and is_earlier(epoch, self._epoch):
             raise fenced(epoch)
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self._published = epoch, None
 
     def publish(self, version: int, epoch: str) -> None:
         """Takes a version over; a learner that went back makes the later ones anew."""
         if epoch != self._epoch:
             raise fenced(epoch)
+        if self._published is not None and version <= self._published:
+            return  # sent again
+        self._published = version
         held: Sequence[int] = [held for held in self._versions if held < version]
         self._versions = [*held, version][-self._keep :]
         self.world.trace("publish", version)

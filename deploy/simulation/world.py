@@ -90,13 +90,13 @@ class Endpoint(Protocol):
     """Something that answers calls.
 
     Attributes:
-      connection: messages of an earlier one do not arrive any more, where calls are numbered.
+      connection: in which numbered calls travel from now on.
     """
 
     connection: int
 
-    def receive(self, request: Request, reply: Callable[[Any], None]) -> None:
-        """Takes a request; `reply` may be called at once, later, or never."""
+    def receive(self, request: Request, reply: Callable[[Any], None], connection: int) -> None:
+        """Takes a request of a connection; `reply` may be called at once, later, or never."""
         ...
 
 
@@ -371,9 +371,7 @@ class _Pending:
         world.give_up_after(world.network.timeout + self.call.wait, self)
 
     def _arrive(self, connection: int) -> None:
-        # A numbered call travels in a connection, which ends with the server.
-        if self.request.number is None or connection == self.call.to.connection:
-            self.call.to.receive(self.request, self._reply)
+        self.call.to.receive(self.request, self._reply, connection)
 
     def _reply(self, value: Any) -> None:
         process = self.process
