@@ -84,7 +84,8 @@ class ClusterConfig(BaseModel):
     stop_seconds: Annotated[float, Field(gt=0)] = 60.0
     """The longest that the learner may take to finish its step and save it when asked to stop."""
     reply_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """The longest that the queue and the weight store may take to answer, or to be started anew."""
+    """The longest that the queue and the weight store may take to answer, or to be started anew.
+    One that does not answer for a third of it is ended, to be started anew."""
     failures_allowed: Annotated[int, Field(ge=0)] = 5
     """Failures of the same process within 2 minutes that are mended; one more ends the run."""
 

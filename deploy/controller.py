@@ -27,7 +27,7 @@ from deploy.reward_hacking import RewardHackingWatch
 from deploy.run_directory import run_id, write_status
 from deploy.run_status import run_status
 from deploy.scaling import Scaling
-from deploy.services import Service, WeightsProcess
+from deploy.services import Service, WeightsProcess, silent_ones_ended
 from deploy.targets import TARGETS, TargetsBoard, TargetsReader
 from learner.stop import StopRequest
 from learner.weight_store import RayWeights
@@ -112,8 +112,11 @@ class Controller:
             allowed = config.cluster.failures_allowed
             in_memory = [] if run_queue.service is None else [run_queue.service]
             self._services_watched = [*in_memory, Service("weights", store, allowed)]
+            # Before those that wait for an answer give up.
+            patience = config.cluster.reply_seconds / 3
             try:
-                yield run_queue, store
+                with silent_ones_ended(self._services_watched, patience):
+                    yield run_queue, store
             finally:
                 self._pool.remove()
                 ray.kill(board)

@@ -2,24 +2,29 @@
 
 Ray starts a dead one anew, under the same handle, and callers wait for that. Its memory is gone, so
 it is of no use before a learner has told it from where the run goes on: the queue hands out nothing
-until then, the store makes readers wait. The controller sees to it that the learner does.
+until then, the store makes readers wait. The controller sees to it that the learner does. One that
+lives and does not answer, such as a stopped process, is ended: Ray would not notice.
 """
 
 import logging
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError
 
-from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError
+from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError, kill_process
 from learner.weight_store import WeightStore
 from replay.queue_actor import QueueActor
 
 logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
 
 
 def where_this_is() -> dict[str, Any]:
@@ -126,3 +131,30 @@ class Service:
             "restarts": self.restarts,
             "failed_at": self.failed_at,
         }
+
+
+@contextmanager
+def silent_ones_ended(services: Sequence[Service], patience: float) -> Iterator[None]:
+    """Ends, while the block runs, each service that has not answered for `patience` seconds.
+
+    In a thread of its own, since the controller may itself be waiting for its answer.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            calls = {service.handle.describe.remote(): service for service in services}
+            _, silent = ray.wait(list(calls), num_returns=len(calls), timeout=patience)
+            for service in [calls[call] for call in silent]:
+                # Where it is not known yet, or no more, it is starting.
+                if service.where and not over.is_set():
+                    logger.warning("the %s has not answered for %g s", service.name, patience)
+                    kill_process(service.where["node"], service.where["pid"])
+
+    thread = threading.Thread(target=look, name="silent-services", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(patience)

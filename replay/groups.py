@@ -115,3 +115,21 @@ def survivors_of(
             if item.stage is Stage.TO_TRAIN:  # the learner is a new one
                 item.lease_id = None
     return survivors
+
+
+def next_step(n: int, to_train: Ready, acked: Acked, items: Mapping[int, Item]) -> list[int]:
+    """The first `n` ordinals that are not acked or being trained; [] unless all are ready."""
+    ready = to_train.since
+    if len(ready) < n:  # the usual answer, and one is sought after every call while it waits
+        return []
+    ordinals: list[int] = []
+    ordinal = acked.next_unacked
+    while len(ordinals) < n:
+        if ordinal in ready:
+            ordinals.append(ordinal)
+        elif ordinal not in acked:
+            item = items.get(ordinal)
+            if ordinals or item is None or item.stage is not Stage.TO_TRAIN:
+                return []
+        ordinal += 1
+    return ordinals

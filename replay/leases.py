@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from replay.queue import Lease, Stage
 
@@ -55,6 +55,15 @@ class Leases:
         self._newest.pop(worker, None)
         if leases:
             self._newest[worker] = {lease.id for lease in leases}
+
+    def check_outcomes(self, lease_ids: Iterable[str]) -> None:
+        """Raises ValueError where one of these is of `to_train`, which has no outcome to give."""
+        for lease_id in lease_ids:
+            lease = self._held.get(lease_id)
+            if lease is not None and lease.stage is Stage.TO_TRAIN:
+                raise ValueError(
+                    f"ordinal {lease.ordinal} is in to_train, where it is acked instead"
+                )
 
     def renew(self, lease: Lease, now: float) -> None:
         """It is held for its ttl from now on."""

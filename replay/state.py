@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.groups import Acked, Item, Ready, survivors_of
+from replay.groups import Acked, Item, Ready, next_step, survivors_of
 from replay.leases import Leases
 from replay.queue import (
     Completion,
@@ -116,7 +116,10 @@ class QueueState:
                     f"{worker} asks to_train for n={n} in order; only {self.config.window} fit the "
                     "window, so they would never be ready together"
                 )
-            ordinals = self._next_step(n) if first is None else self._share(first, n, worker, now)
+            if first is None:
+                ordinals = next_step(n, self._ready[stage], self._acked, self._items)
+            else:
+                ordinals = self._share(first, n, worker, now)
         else:
             ordinals = self._ready[stage].lowest(n)
         ttl = self._ttl[stage] if ttl is None else ttl
@@ -132,19 +135,15 @@ class QueueState:
     def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
         """Gives each lease its ttl anew; returns the ids that are still held."""
         self.expire(now)
-        held = []
-        for lease_id in lease_ids:
-            lease = self._leases.get(lease_id)
-            if lease is not None:
-                self._leases.renew(lease, now)
-                held.append(lease_id)
-        return held
+        held = [lease for each in lease_ids if (lease := self._leases.get(each)) is not None]
+        for lease in held:
+            self._leases.renew(lease, now)
+        return [lease.id for lease in held]
 
     def complete(self, lease_id: str, payload: bytes, now: float) -> Completion:
         """Moves the lease's group to its next stage.
 
-        A lease that has expired changes nothing: the group has one outcome, and it is the other
-        worker's to give.
+        A lease that has expired changes nothing: the group's one outcome is another worker's.
 
         Raises:
           ValueError: the lease is of `to_train`.
@@ -178,12 +177,7 @@ class QueueState:
     def check_outcomes(self, lease_ids: Iterable[str], now: float) -> None:
         """Raises what `complete` or `fail` of one of these would; for a caller with several."""
         self.expire(now)
-        for lease_id in lease_ids:
-            lease = self._leases.get(lease_id)
-            if lease is not None and lease.stage is Stage.TO_TRAIN:
-                raise ValueError(
-                    f"ordinal {lease.ordinal} is in to_train, where it is acked instead"
-                )
+        self._leases.check_outcomes(lease_ids)
 
     def release(self, lease_ids: Iterable[str], now: float) -> None:
         """Returns the groups to their stage untried: counts no delivery."""
@@ -333,23 +327,6 @@ class QueueState:
     def _made_up_for(self) -> int:
         """Dropped groups that new ones replace; in ordered mode a step is its ordinals."""
         return self._acked.dropped if self.config.mode == "async" else 0
-
-    def _next_step(self, n: int) -> list[int]:
-        """The first `n` ordinals that are not acked or being trained; [] unless all are ready."""
-        ready = self._ready[Stage.TO_TRAIN].since
-        if len(ready) < n:  # the usual answer, and one is sought after every call while it waits
-            return []
-        ordinals: list[int] = []
-        ordinal = self._acked.next_unacked
-        while len(ordinals) < n:
-            if ordinal in ready:
-                ordinals.append(ordinal)
-            elif ordinal not in self._acked:
-                item = self._items.get(ordinal)
-                if ordinals or item is None or item.stage is not Stage.TO_TRAIN:
-                    return []
-            ordinal += 1
-        return ordinals
 
     def _share(self, first: int, n: int, worker: str, now: float) -> list[int]:
         """`n` ordinals from `first` on; [] unless each is ready or in this worker's hands."""

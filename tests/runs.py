@@ -25,6 +25,7 @@ def ray_cluster() -> Iterator[None]:
 
     repository = str(Path(__file__).resolve().parents[1])
     ray.init(
+        "local",  # not a cluster of somebody else on this machine
         num_cpus=8,
         include_dashboard=False,
         log_to_driver=False,

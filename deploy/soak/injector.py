@@ -80,7 +80,7 @@ class Injector:
         if victim == "redis":
             return self._redis_away(fault)
         if victim in ("queue", "weights"):
-            return self._service(victim)
+            return self._service(fault)
         return self._worker(fault)
 
     def until(self, what: str, look: Callable[[], T | None]) -> T:
@@ -144,10 +144,10 @@ class Injector:
         self._gone(before["pid"])
         return Mended(name, before["pid"], at, noticed, mended, example)
 
-    def _service(self, name: str) -> Mended:
+    def _service(self, fault: Fault) -> Mended:
+        name = fault.kind.victim
         before = self.running("services", name)
-        at = time.time()
-        send(before["pid"], signal.SIGKILL)
+        at = self._hit(fault, before["pid"])
 
         def look() -> tuple[float, float] | None:
             service = self._named("services", name)

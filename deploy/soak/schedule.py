@@ -47,6 +47,8 @@ KINDS: dict[str, Kind] = {
         Kind("stop-sampler", "stop", "sampler"),
         Kind("stop-reward", "stop", "reward"),
         Kind("stop-learner", "stop", "learner"),
+        Kind("stop-queue", "stop", "queue", needs="memory"),
+        Kind("stop-weights", "stop", "weights"),
         Kind("stop-redis", "stop", "redis", needs="redis"),
         Kind("reward-delayed", "reward", "delayed"),
         Kind("reward-unavailable", "reward", "unavailable"),

@@ -267,6 +267,7 @@ def soaked_config(
     values["learner"]["optimizer"] |= {"schedule": "constant"}
     values["actors"]["lease_seconds"] = plan.lease_seconds
     values["rewards"]["lease_seconds"] = plan.lease_seconds
+    values["cluster"]["reply_seconds"] = LEARNER_LEASES * plan.lease_seconds
     values["cluster"]["failures_allowed"] = plan.faults + 5
     if any(KINDS[name].action == "reward" for name in plan.kinds):
         options = {"terms": values["rewards"]["terms"], "orders": str(orders.directory)}

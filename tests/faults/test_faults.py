@@ -105,13 +105,25 @@ def test_a_learner_killed_five_times_in_a_run_ends_with_the_same_bits(tune: Tune
     assert [o for step in steps for o in step.trained] == list(range(4 * 20))
 
 
-@pytest.mark.parametrize(("service", "checkpoint_every"), [("queue", 100), ("weights", 1)])
-def test_a_killed_service_is_started_anew_and_the_learner_goes_back(
-    tune: Tune, undisturbed: Run, service: str, checkpoint_every: int
+@pytest.mark.parametrize(
+    ("service", "number", "checkpoint_every"),
+    [
+        ("queue", SIGKILL, 100),
+        ("weights", SIGKILL, 1),
+        ("queue", SIGSTOP, 1),
+        ("weights", SIGSTOP, 100),
+    ],
+)
+def test_a_killed_or_stopped_service_is_started_anew_and_the_learner_goes_back(
+    tune: Tune, undisturbed: Run, service: str, number: int, checkpoint_every: int
 ) -> None:
-    changes = {"rewards.terms": SLOW, "learner.checkpoint_every": checkpoint_every}
-    name = f"killed-{service}-{checkpoint_every}"
-    run = tune(name, changes, strike_once({service: SIGKILL}, at_step=3))
+    changes = {
+        "rewards.terms": SLOW,
+        "learner.checkpoint_every": checkpoint_every,
+        "cluster.reply_seconds": 30,
+    }
+    name = f"struck-{service}-{number}"
+    run = tune(name, changes, strike_once({service: number}, at_step=3))
     services = {each["name"]: each for each in run.statuses[-1]["services"]}
     assert services[service]["restarts"] == 1
     assert restarts(run, "learner") >= 1  # in the same process
