@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.coming_nodes import demanded, nodes_coming
@@ -98,7 +99,7 @@ def _init(config: ClusterConfig, job_name: str) -> bool:
                 runtime_env=environment,
                 logging_level=logging.WARNING,
             )
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         raise PlacementError(
             f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, or leave "
             "cluster.address out to start one on this machine"

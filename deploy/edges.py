@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from deploy import processes
 from deploy.config import RunConfig
@@ -169,7 +170,7 @@ def _join_ray(config: RunConfig) -> RayWeights:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address=address, namespace=namespace, **options)
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
     actor = processes.actor_name(config, processes.WEIGHTS)  # the last that a run starts
     if not _at_work(actor):

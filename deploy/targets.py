@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import AuthenticationError, RayActorError, RayError
 from ray.util import list_named_actors
 
 from deploy.config_file import ConfigError
@@ -100,8 +100,8 @@ class RunningRun:
     handle: Any
 
     def show(self) -> dict[str, Any]:
-        """See `TargetsBoard.show`."""
-        return ray.get(self.handle.show.remote(), timeout=ANSWER_SECONDS)
+        """See `TargetsBoard.show`; raises RunGone when the run has ended."""
+        return self._answer(self.handle.show.remote())
 
     def status(self) -> dict[str, Any]:
         """See `TargetsBoard.status`.
@@ -109,14 +109,17 @@ class RunningRun:
         Raises:
           RunGone: the run has ended.
         """
-        try:
-            return ray.get(self.handle.status.remote(), timeout=ANSWER_SECONDS)
-        except RayActorError as error:
-            raise RunGone(f"run {self.name} is not at work any more") from error
+        return self._answer(self.handle.status.remote())
 
     def want(self, changes: Mapping[str, Target]) -> int:
-        """See `TargetsBoard.want`."""
-        return ray.get(self.handle.want.remote(dict(changes)), timeout=ANSWER_SECONDS)
+        """See `TargetsBoard.want`; raises RunGone when the run has ended."""
+        return self._answer(self.handle.want.remote(dict(changes)))
+
+    def _answer(self, call: Any) -> Any:
+        try:
+            return ray.get(call, timeout=ANSWER_SECONDS)
+        except RayActorError as error:
+            raise RunGone(f"run {self.name} is not at work any more") from error
 
 
 def join_cluster(address: str) -> None:
@@ -127,7 +130,7 @@ def join_cluster(address: str) -> None:
     """
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
 
 
