@@ -46,7 +46,7 @@ def test_faults_hit_workers_that_there_are_and_do_not_wait_long():
 
 def test_the_kinds_of_a_run_are_those_of_its_queue():
     memory, redis = chosen_kinds(None, redis=False), chosen_kinds(None, redis=True)
-    assert set(memory) - set(redis) == {"kill-queue"}
+    assert set(memory) - set(redis) == {"kill-queue", "stop-queue"}
     assert set(redis) - set(memory) == {"kill-redis", "stop-redis"}
     assert set(memory) | set(redis) == set(KINDS)
 
