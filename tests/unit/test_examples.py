@@ -206,4 +206,6 @@ def test_yaml_blocks_of_the_pages_are_yaml():
     ]
     assert len(blocks) >= 3
     for block in blocks:
-        assert isinstance(yaml.safe_load(block), dict)
+        included = re.fullmatch(r'--8<-- "(.+)"', block.strip())
+        text = (REPOSITORY / included[1]).read_text() if included else block
+        assert isinstance(yaml.safe_load(text), dict)
