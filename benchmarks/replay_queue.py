@@ -116,7 +116,7 @@ def measure(run: Callable[[], None], batches: int, cpu: Callable[[], float]) -> 
 
 
 def in_a_ray_actor() -> dict[str, Any]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         handle = ray.remote(QueueActor).options(num_cpus=0).remote(CONFIG, SOURCE)
         direct, through_ray = RayReplayQueue(handle), RayReplayQueue(handle)
