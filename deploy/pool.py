@@ -18,6 +18,7 @@ from deploy import processes
 from deploy.cluster import PlacementError, Request, actor_options, describe_nodes
 from deploy.coming_nodes import nodes_coming
 from deploy.config import RunConfig
+from deploy.kill import wait_for_kills
 from deploy.learner_group import LearnerGroup, LearnerHost
 from deploy.workers import Worker
 from replay.queue import ReplayQueue
@@ -205,3 +206,4 @@ class Pool:
         """Ends every worker for good."""
         for worker in self.workers:
             worker.remove()
+        wait_for_kills()

@@ -18,7 +18,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError
 
-from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError, kill_process
+from deploy.kill import kill_process
+from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError
 from learner.weight_store import WeightStore
 from replay.queue_actor import QueueActor
 

@@ -5,8 +5,6 @@ expire or it no longer answers, its work is given back, and the same actor is st
 """
 
 import logging
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,13 +14,12 @@ from typing import Any
 import ray
 from ray.exceptions import (
     ActorUnavailableError,
-    GetTimeoutError,
     RayActorError,
     RayError,
     RayTaskError,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deploy.kill import kill_process
 from replay.queue import MustResume
 
 logger = logging.getLogger(__name__)
@@ -211,30 +208,6 @@ class Worker:
             if self.where and not done:
                 # Ray asks the process to end; one that is stopped would not hear it.
                 kill_process(self.where["node"], self.where["pid"])
-
-
-def kill_process(node: str, pid: int) -> None:
-    """SIGKILLs a worker process on its node. Ray itself cannot end one that is stopped."""
-    if node == ray.get_runtime_context().get_node_id():
-        _signal_if_ours(pid, signal.SIGKILL)
-        return
-    task = ray.remote(num_cpus=0)(_signal_if_ours).options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-    )
-    try:
-        ray.get(task.remote(pid, signal.SIGKILL), timeout=10)
-    except (GetTimeoutError, RayError) as error:
-        logger.warning("could not end process %d on node %s: %s", pid, node, error)
-
-
-def _signal_if_ours(pid: int, number: int) -> None:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if not file.read().startswith(b"ray::"):
-                return  # the process has ended and its number belongs to another now
-        os.kill(pid, number)
-    except (FileNotFoundError, ProcessLookupError):
-        return
 
 
 def _ready(call: Any) -> bool:

@@ -1,0 +1,56 @@
+"""A process is ended on its node, and nobody waits for a node that does not answer."""
+
+import logging
+import threading
+import types
+
+import pytest
+from ray.exceptions import GetTimeoutError
+
+from deploy import kill
+
+THERE = "ab" * 28
+
+
+class LostNode:
+    """Ray with a node that answers when the test lets it."""
+
+    def __init__(self):
+        self.asked = threading.Semaphore(0)
+        self.answers = threading.Event()
+
+    def get_runtime_context(self):
+        return types.SimpleNamespace(get_node_id=lambda: "here")
+
+    def remote(self, **options):
+        task = types.SimpleNamespace(remote=lambda *arguments: arguments)
+        return lambda function: types.SimpleNamespace(options=lambda **more: task)
+
+    def get(self, call, timeout):
+        self.asked.release()
+        assert self.answers.wait(30)
+        raise GetTimeoutError("no answer")
+
+
+@pytest.fixture
+def lost_node(monkeypatch):
+    ray = LostNode()
+    monkeypatch.setattr(kill, "ray", ray)
+    yield ray
+    ray.answers.set()
+    kill.wait_for_kills()
+
+
+def test_a_lost_node_holds_nobody_up_and_is_told(lost_node, caplog):
+    for pid in (11, 12, 13):
+        kill.kill_process(THERE, pid)
+    for _ in range(3):
+        assert lost_node.asked.acquire(timeout=10)  # all at once, and none has an answer yet
+    kill.wait_for_kills(0.0)
+    with caplog.at_level(logging.WARNING):
+        lost_node.answers.set()
+        kill.wait_for_kills()
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert told == [
+        f"could not end process {pid} on node {THERE}: no answer" for pid in (11, 12, 13)
+    ]
