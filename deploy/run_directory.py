@@ -31,6 +31,10 @@ class RunGone(RuntimeError):
     """A run that was at work in a cluster, and is not any more."""
 
 
+class RunStarting(RuntimeError):
+    """A run at work in a cluster that has told no status yet."""
+
+
 def check_outlives_job(runs: Path) -> None:
     """Refuses run directories in the working directory of a Ray job.
 
@@ -150,11 +154,17 @@ def write_status(directory: Path, status: Mapping[str, Any]) -> None:
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """The last status that a run wrote."""
-    path = directory / STATUS_FILE
-    if not path.is_file():
-        raise RunDirectoryError(f"{directory}: no status here; did a `rewardtune tune` run in it?")
-    status: dict[str, Any] = json.loads(path.read_text())
+    """The last status that a run wrote.
+
+    Raises:
+      RunDirectoryError: there is none.
+    """
+    try:
+        status: dict[str, Any] = json.loads((directory / STATUS_FILE).read_text())
+    except FileNotFoundError as error:
+        raise RunDirectoryError(
+            f"{directory}: no status here; did a `rewardtune tune` run in it?"
+        ) from error
     return status
 
 

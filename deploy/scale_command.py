@@ -13,9 +13,9 @@ from rich.table import Table
 from deploy.cli_output import AsJson, console
 from deploy.config_file import ConfigError
 from deploy.environment import use_token_of_this_machine
-from deploy.run_directory import STATUS_FILE, read_status
+from deploy.run_directory import read_status
 from deploy.status import is_over
-from deploy.status_command import RUNS, find_run
+from deploy.status_command import RUNS, find_run, statuses_below
 
 if TYPE_CHECKING:
     from deploy.targets import RunningRun, Target
@@ -99,8 +99,7 @@ def join_cluster_of(run: str | None, address: str | None) -> str | None:
 def _status_of(run: str | None) -> Mapping[str, Any]:
     if run is not None:
         return read_status(find_run(run))
-    found = [read_status(path.parent) for path in sorted(RUNS.glob(f"*/{STATUS_FILE}"))]
-    at_work = [status for status in found if not is_over(status)]
+    at_work = [status for status in statuses_below(RUNS) if not is_over(status)]
     if not at_work:
         raise ConfigError(
             "no run in ./runs is at work; name its directory with --run, or its Ray cluster with "

@@ -182,8 +182,8 @@ def render_runs(statuses: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             Text(status["run"]),
             "no longer running" if silent else status["state"],
-            str(status["step"]),
-            str(status["steps"]),
+            str(status.get("step", "")),  # one that is starting may have told nothing yet
+            str(status.get("steps", "")),
             "" if silent or status["state"] in ENDED else _number(rate),
             f"{_duration(time.time() - status['time'])} ago",
             "" if silent or status["state"] in ENDED else Text(sentence),

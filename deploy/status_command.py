@@ -3,6 +3,7 @@
 Nothing heavy is imported: a status is asked for often, and answers at once.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -14,7 +15,13 @@ import typer
 from rich.live import Live
 
 from deploy.cli_output import AsJson, console
-from deploy.run_directory import STATUS_FILE, RunDirectoryError, RunGone, read_status
+from deploy.run_directory import (
+    STATUS_FILE,
+    RunDirectoryError,
+    RunGone,
+    RunStarting,
+    read_status,
+)
 from deploy.status import headline, is_over, render_runs, render_status, show_status
 
 LOOK_SECONDS = 1.0
@@ -42,7 +49,7 @@ def status(
     if run is None:
         if watch:
             raise RunDirectoryError("--watch: name the run to watch")
-        _list(list(_of_cluster(address).values() if address else _below(RUNS)), as_json)
+        _list(list(_of_cluster(address) if address else statuses_below(RUNS)), as_json)
         return
     look = _at(address, run) if address else lambda: read_status(find_run(run))
     if watch:
@@ -71,16 +78,24 @@ def find_run(run: str) -> Path:
     )
 
 
-def _below(runs: Path) -> Iterator[Status]:
+def statuses_below(runs: Path) -> Iterator[Status]:
+    """Those of all runs in a directory."""
     for path in sorted(runs.glob(f"*/{STATUS_FILE}")):
-        yield read_status(path.parent)
+        with contextlib.suppress(RunDirectoryError):  # it has been removed since
+            yield read_status(path.parent)
 
 
-def _of_cluster(address: str) -> dict[str, Status]:
+def _of_cluster(address: str) -> Iterator[Status]:
     from deploy.targets import join_cluster, running_runs
 
     join_cluster(address)
-    return {run.name: run.status() for run in running_runs()}
+    for run in running_runs():
+        try:
+            yield run.status()
+        except RunStarting:
+            yield {"run": run.name, "time": time.time(), "state": "starting"}
+        except RunGone:  # it has ended since it was listed
+            continue
 
 
 def _at(address: str, name: str) -> Callable[[], Status]:
@@ -126,16 +141,20 @@ def _watch(look: Callable[[], Status], as_json: bool) -> int:
 
 def _statuses(look: Callable[[], Status]) -> Iterator[Status]:
     """One a second; the last is of a run that is over, or that a cluster has no more."""
-    found = look()
-    while True:
-        yield found
-        if is_over(found):
-            return
-        time.sleep(LOOK_SECONDS)
+    found = None
+    while found is None or not is_over(found):
+        if found is not None:
+            time.sleep(LOOK_SECONDS)
         try:
             found = look()
+        except RunStarting:
+            time.sleep(LOOK_SECONDS)
+            continue
         except RunGone:
+            if found is None:
+                raise
             return
+        yield found
 
 
 def _watch_json(look: Callable[[], Status]) -> Status:

@@ -14,7 +14,7 @@ from ray.exceptions import AuthenticationError, RayActorError, RayError
 from ray.util import list_named_actors
 
 from deploy.config_file import ConfigError
-from deploy.run_directory import RunGone
+from deploy.run_directory import RunGone, RunStarting
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +108,12 @@ class RunningRun:
 
         Raises:
           RunGone: the run has ended.
+          RunStarting: it has told none yet.
         """
-        return self._answer(self.handle.status.remote())
+        status: dict[str, Any] = self._answer(self.handle.status.remote())
+        if not status:
+            raise RunStarting(f"run {self.name} is starting: it has told nothing yet")
+        return status
 
     def want(self, changes: Mapping[str, Target]) -> int:
         """See `TargetsBoard.want`; raises RunGone when the run has ended."""
@@ -139,7 +143,11 @@ def running_runs() -> list[RunningRun]:
     runs = []
     for actor in list_named_actors(all_namespaces=True):
         name, _, role = actor["name"].rpartition("/")
-        if role == TARGETS and name:
+        if role != TARGETS or not name:
+            continue
+        try:
             handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
-            runs.append(RunningRun(name, handle))
+        except ValueError:  # it has ended since it was listed
+            continue
+        runs.append(RunningRun(name, handle))
     return sorted(runs, key=lambda run: run.name)

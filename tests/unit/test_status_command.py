@@ -1,19 +1,22 @@
 """`rewardtune status` as a user calls it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayActorError
 from typer.testing import CliRunner
 
-from deploy import status_command
+from deploy import status_command, targets
 from deploy.bottleneck import find_bottleneck
 from deploy.cli import app
-from deploy.run_directory import write_status
+from deploy.run_directory import RunStarting, write_status
 from tests.statuses import Imagined
 
 OVER = dict.fromkeys(("learner", "sampler", "reward"), "ended")
@@ -63,6 +66,74 @@ def test_without_a_run_all_are_listed(here):
     assert "the learner is" in lines
     listed = json.loads(rewardtune("status", "--json").output)
     assert [status["run"] for status in listed] == ["busy", "done"]
+
+
+def test_a_run_that_is_removed_while_all_are_listed_is_left_out(here, monkeypatch):
+    write(here, "first")
+    write(here, "second")
+    read = status_command.read_status
+
+    def remove_and_read(directory):
+        if directory.name == "first":
+            shutil.rmtree(directory)
+        return read(directory)
+
+    monkeypatch.setattr(status_command, "read_status", remove_and_read)
+    listed = json.loads(rewardtune("status", "--json").output)
+    assert [status["run"] for status in listed] == ["second"]
+
+
+class Cluster:
+    """Ray with an actor for each name; what its status calls answer, None: it is gone."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def list_named_actors(self, all_namespaces):
+        return [{"name": f"{name}/targets", "namespace": "n"} for name in self.answers]
+
+    def get_actor(self, name, namespace):
+        name = name.split("/")[0]
+        if name == "gone":
+            raise ValueError(f"Failed to look up actor with name {name!r}")
+        call = types.SimpleNamespace(remote=lambda: self.answers[name])
+        return types.SimpleNamespace(status=call)
+
+    def get(self, answer, timeout):
+        if answer is None:
+            raise RayActorError()
+        return answer
+
+
+def test_a_cluster_is_listed_while_runs_of_it_begin_and_end(here, monkeypatch):
+    told = Imagined().status() | {"run": "told", "bottleneck": None}
+    ray = Cluster({"ended": None, "gone": None, "new": {}, "told": told})
+    monkeypatch.setattr(targets, "ray", ray)
+    monkeypatch.setattr(targets, "list_named_actors", ray.list_named_actors)
+    monkeypatch.setattr(targets, "join_cluster", lambda address: None)
+    listed = json.loads(rewardtune("status", "--address", "head:1", "--json").output)
+    assert [(s["run"], s["state"]) for s in listed] == [("new", "starting"), ("told", "training")]
+    text = rewardtune("status", "--address", "head:1")
+    assert text.exit_code == 0, text.output
+    assert "starting" in text.output
+    one = rewardtune("status", "new", "--address", "head:1")
+    assert one.exit_code == 1
+    assert "run new is starting" in one.output
+
+
+def test_watching_begins_with_the_first_status_that_a_run_tells(here, monkeypatch):
+    monkeypatch.setattr(status_command, "LOOK_SECONDS", 0.0)
+    over = Imagined(state="finished", states=OVER).status()
+    over |= {"bottleneck": find_bottleneck(over).to_json()}
+    answers = iter([RunStarting("not yet"), RunStarting("not yet"), over])
+
+    def look():
+        answer = next(answers)
+        if isinstance(answer, RunStarting):
+            raise answer
+        return answer
+
+    assert list(status_command._statuses(look)) == [over]
 
 
 def test_a_status_of_text_and_of_json_say_the_same(here):
