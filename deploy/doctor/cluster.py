@@ -54,9 +54,10 @@ def check_cluster(
         )
         for name, facts in answers.items():
             found += check_disks(facts, name)
-        found += check_shared(runs, nodes)
+        able = {name: nodes[name] for name in answers}  # of the others it has been told
+        found += check_shared(runs, able) if able else []
         if config is not None:
-            found += check_files(config, nodes)
+            found += check_files(config, able) if able else []
             found += check_room(config, list(nodes.values()))
         return found
     finally:
@@ -162,8 +163,8 @@ def check_shared(directory: Path, nodes: Mapping[str, Any]) -> list[Finding]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _probe(directory) as probe:
-            answers, _ = _ask_all(nodes, _answer_on_node, str(probe))
-            found = [
+            answers, found = _ask_all(nodes, _answer_on_node, str(probe))
+            found += [
                 fail("shared files", f"node {name}: {directory}: {fault}", fix)
                 for name, fault in answers.items()
                 if fault is not None
@@ -198,7 +199,8 @@ def check_files(config: "RunConfig", nodes: Mapping[str, Any]) -> list[Finding]:
         for path in missing_files(paths)
     ]
     here = [path for path in paths if Path(path).exists()]
-    answers, _ = _ask_all(nodes, missing_files, here)
+    answers, faults = _ask_all(nodes, missing_files, here)
+    found += faults
     found += [
         fail("data", f"node {name} has no {path}", fix)
         for name, missing in answers.items()

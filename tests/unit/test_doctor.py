@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from deploy.cli import app
 from deploy.config import RunConfig
+from deploy.doctor import cluster
 from deploy.doctor.auth import Access, check_auth, find_access
 from deploy.doctor.cluster import answer_probe, check_room, missing_files
 from deploy.doctor.command import check_upload
@@ -23,6 +24,7 @@ from deploy.doctor.facts import (
     compare_versions,
     node_facts,
 )
+from deploy.doctor.finding import fail
 from deploy.doctor.network import check_dashboard, check_port, check_redis, reward_servers
 from replay.pacing import PacingConfig
 from tests.redis_server import MISSING, redis_server
@@ -257,6 +259,18 @@ def test_files_that_a_node_lacks_are_listed(tmp_path):
     there = tmp_path / "there"
     there.touch()
     assert missing_files([str(there), str(tmp_path / "gone")]) == [str(tmp_path / "gone")]
+
+
+def test_a_node_that_stops_answering_is_told_by_each_check_that_asks_it(tmp_path, monkeypatch):
+    lost = fail("nodes", "node b has not run a task within 60 s", "look at it")
+
+    def ask_all(nodes, question, *arguments):
+        return ({"a": [] if question is missing_files else None}, [lost])
+
+    monkeypatch.setattr(cluster, "_ask_all", ask_all)
+    nodes = {"a": node(), "b": node()}
+    assert cluster.check_shared(tmp_path, nodes)[0] == lost
+    assert cluster.check_files(CONFIG, nodes) == [lost]
 
 
 def node(**resources):
