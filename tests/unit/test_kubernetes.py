@@ -1,5 +1,6 @@
 """What the objects of deploy/k8s say of each other, of the run and of the repository."""
 
+import math
 import re
 import subprocess
 import time
@@ -31,7 +32,13 @@ from tests.kubernetes_objects import (
     values_of,
 )
 
+RUNS = {
+    "gpu-job-reward-server": "remote.yaml",
+    "gpu-job-reward-workers": "outside.yaml",
+    "tpu-slice-job": "slice.yaml",
+}
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
+TPU_TOPOLOGY = "cloud.google.com/gke-tpu-topology"
 SECRETS = {"rewardtune-ray-token", "rewardtune-redis", "rewardtune-reward-token"}
 
 
@@ -126,10 +133,9 @@ def per_pod(group: Object, resource: str) -> float:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pools_hold_what_the_run_asks_of_them(overlay, tmp_path):
     objects = build(overlay)
-    files = {"gpu-job-reward-server": "remote.yaml", "gpu-job-reward-workers": "outside.yaml"}
-    config = run_config(objects, files.get(overlay, "run.yaml"), tmp_path)
+    config = run_config(objects, RUNS.get(overlay, "run.yaml"), tmp_path)
     roles = [
-        (1, config.learner.resources),
+        (config.learner.hosts, config.learner.resources),
         (config.actors.count, config.actors.resources),
         (config.rewards.count, config.rewards.resources),
         (1, config.evaluation.resources),
@@ -141,15 +147,32 @@ def test_pools_hold_what_the_run_asks_of_them(overlay, tmp_path):
         amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus} | resources.custom
         for name, amount in amounts.items():
             # One of each pool is there when the run starts, and holds one process of the role.
-            assert amount <= per_pod(pool, name) * pool["replicas"]
+            assert pool["replicas"] >= 1
+            assert amount <= per_pod(pool, name)
             key = (pool["groupName"], name)
             asked[key] = asked.get(key, 0.0) + count * amount
     for (pool, name), amount in asked.items():
-        assert amount <= per_pod(groups(objects)[pool], name) * groups(objects)[pool]["maxReplicas"]
+        group = groups(objects)[pool]
+        pods = group["maxReplicas"] * group.get("numOfHosts", 1)
+        assert amount <= per_pod(group, name) * pods
     assert config.learner.devices in (
         per_pod(groups(objects)["learner"], "GPU"),
         per_pod(groups(objects)["learner"], "TPU"),
     )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_replica_of_the_learners_group_has_as_many_hosts_as_the_run(overlay, tmp_path):
+    objects = build(overlay)
+    config = run_config(objects, RUNS.get(overlay, "run.yaml"), tmp_path)
+    learner = groups(objects)["learner"]
+    assert learner["numOfHosts"] == config.learner.hosts
+    assert learner["minReplicas"] == learner["replicas"] == learner["maxReplicas"] == 1
+    topology = learner["template"]["spec"].get("nodeSelector", {}).get(TPU_TOPOLOGY)
+    if topology is not None:  # a slice is taken whole: its chips are those of all its hosts
+        chips = math.prod(int(side) for side in topology.split("x"))
+        assert chips == config.learner.hosts * config.learner.devices
+        assert config.learner.resources.custom == {"TPU": config.learner.devices}
 
 
 def test_job_runs_a_config_that_is_mounted():
@@ -157,6 +180,7 @@ def test_job_runs_a_config_that_is_mounted():
         for job in of_kind(build(overlay), "RayJob"):
             path = Path(job["spec"]["entrypoint"].split()[2])
             assert str(path.parent) == "/etc/rewardtune"
+            assert path.name == RUNS.get(overlay, "run.yaml")
             (_,) = (t for t in of_kind(build(overlay), "ConfigMap") if path.name in t["data"])
             assert job["spec"]["shutdownAfterJobFinishes"]
 
