@@ -10,6 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 from deploy.workers import Worker
+from replay.resources import Resources
+
+TPU_WORKER = "ray.io/tpu-worker-id"
+"""Ray's label of a TPU slice's nodes: their order, from 0."""
+
+
+def resources_of_host(resources: Resources, index: int, hosts: int) -> Resources:
+    """What one of a learner's processes asks for.
+
+    On a TPU slice that is one certain node. JAX numbers the processes there as the slice's hosts
+    are, whatever they are told, and the first of ours must be the first of JAX's.
+    """
+    if hosts == 1 or "TPU" not in resources.custom:
+        return resources
+    return resources.model_copy(update={"labels": resources.labels | {TPU_WORKER: str(index)}})
 
 
 class LearnerGroup:

@@ -19,7 +19,7 @@ from deploy.cluster import PlacementError, Request, actor_options, describe_node
 from deploy.coming_nodes import nodes_coming
 from deploy.config import RunConfig
 from deploy.kill import wait_for_kills
-from deploy.learner_group import LearnerGroup, LearnerHost
+from deploy.learner_group import LearnerGroup, LearnerHost, resources_of_host
 from deploy.workers import Worker
 from replay.queue import ReplayQueue
 
@@ -112,10 +112,13 @@ class Pool:
         alone = request.count == 1 and index == 0
         name = request.role if alone else f"{request.role}-{index}"
         config_json = self._config.model_dump_json()
+        resources = request.resources
+        if request.role == "learner":
+            resources = resources_of_host(resources, index, request.count)
 
         def start(worker: str) -> Any:
             actor_name = processes.actor_name(self._config, worker)
-            options = actor_options(request.resources, actor_name)
+            options = actor_options(resources, actor_name)
             actor_class: Any = ray.remote(ROLES[request.role])
             return actor_class.options(**options).remote(config_json, name)
 

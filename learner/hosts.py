@@ -137,6 +137,7 @@ def join(index: int, count: int, coordinator: str | None) -> Hosts:
 
     Raises:
       HostLost: they did not all come.
+      ValueError: JAX numbers them otherwise; see `check_index`.
     """
     if count == 1:
         return Hosts()
@@ -156,7 +157,22 @@ def join(index: int, count: int, coordinator: str | None) -> Hosts:
         raise HostLost(
             f"host {index} of {count} did not find the others at {coordinator}: {error}"
         ) from error
+    check_index(index, jax.process_index())
     return Hosts(index, count)
+
+
+def check_index(index: int, of_jax: int) -> None:
+    """JAX gathers by its own index, and its first process writes the checkpoints.
+
+    Raises:
+      ValueError: the two differ.
+    """
+    if index != of_jax:
+        raise ValueError(
+            f"the learner's host {index} is JAX's process {of_jax}: a slice of TPUs wants each on "
+            "the host of its number (TPU_WORKER_ID); a run in Ray sees to it by the node label "
+            "ray.io/tpu-worker-id, `rewardtune learn` by --host"
+        )
 
 
 def leave(hosts: Hosts) -> None:

@@ -3,8 +3,10 @@
 import pytest
 
 from deploy import workers
-from deploy.learner_group import LearnerGroup, LearnerHost
+from deploy.learner_group import LearnerGroup, LearnerHost, resources_of_host
 from deploy.workers import WorkerError
+from learner.hosts import check_index
+from replay.resources import Resources
 
 FAILURES_ALLOWED = 5
 
@@ -102,3 +104,21 @@ def test_a_host_that_is_lost_when_all_are_done_costs_nothing(hosts, ended):
     die(hosts[0], [])
     assert hosts[0].finished == {"state": "finished"}
     assert ended == []
+
+
+def test_a_host_of_a_tpu_slice_is_placed_on_the_node_of_its_number():
+    pool = {"pool": "learner"}
+    slice_host = Resources(custom={"TPU": 4}, labels=pool)
+    assert [resources_of_host(slice_host, index, 2).labels for index in range(2)] == [
+        pool | {"ray.io/tpu-worker-id": "0"},
+        pool | {"ray.io/tpu-worker-id": "1"},
+    ]
+    assert resources_of_host(slice_host, 0, 1) == slice_host
+    gpus = Resources(num_gpus=8, labels=pool)
+    assert resources_of_host(gpus, 1, 2) == gpus
+
+
+def test_hosts_that_jax_numbers_otherwise_are_refused():
+    check_index(1, 1)
+    with pytest.raises(ValueError, match="host 1 is JAX's process 0"):
+        check_index(1, 0)
