@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from actors.engine import Engine
-from protos.trajectory import FailureKind, Sampled, Ticket
+from protos.trajectory import FailureKind, PolicyNotHeld, Sampled, Ticket, failure_kind
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import PullingWorker, WorkerStatus
 from replay.queue import Lease, ReplayQueue, Stage
@@ -23,6 +23,7 @@ from vision.tasks.task import Task
 logger = logging.getLogger(__name__)
 
 LOAD_SECONDS = 10.0
+RETRY_SECONDS = 0.5
 LoadWeights = Callable[[int | None], tuple[int, dict[str, Any]]]
 
 
@@ -75,22 +76,40 @@ class Sampler(PullingWorker):
         finally:
             self._keeper.drop(leases)
 
-    def _images(self, tickets: list[Ticket]) -> tuple[np.ndarray, dict[int, str]]:
-        """[block, H, W, 3] float32, zero where an example is broken, and why, by ordinal."""
+    def _images(
+        self, tickets: list[Ticket]
+    ) -> tuple[np.ndarray, dict[int, tuple[str, FailureKind]]]:
+        """[block, H, W, 3] float32, zero where an example failed, and why, by ordinal."""
         images = np.zeros((len(tickets), *self._task.image_size, 3), np.float32)
-        broken: dict[int, str] = {}
+        broken: dict[int, tuple[str, FailureKind]] = {}
+        give_up = time.monotonic() + LOAD_SECONDS
         for row, ticket in enumerate(tickets):
             try:
-                example = self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
-                images[row] = example.image
+                images[row] = self._image(ticket, give_up)
             except Exception as error:  # noqa: BLE001  # costs its own group, with its reason
                 reason = f"example {ticket.example_id}: {type(error).__name__}: {error}"
                 about = {"ordinal": ticket.ordinal, "example": ticket.example_id}
                 logger.warning(
                     "%s: ordinal %d: %s", self.status.worker, ticket.ordinal, reason, extra=about
                 )
-                broken[ticket.ordinal] = reason
+                broken[ticket.ordinal] = reason, failure_kind(error)
         return images, broken
+
+    def _image(self, ticket: Ticket, give_up: float) -> np.ndarray:
+        """The image of a ticket; a file system that is away is waited for until `give_up`.
+
+        The tries of a queue follow each other at once: without a pause they were used up in one.
+        """
+        while True:
+            try:
+                example = self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
+                return example.image
+            except OSError as error:
+                away = failure_kind(error) is FailureKind.INFRASTRUCTURE
+                if not away or self._stopping or time.monotonic() > give_up:
+                    raise
+                logger.warning("%s: tries again: %s", self.status.worker, error)
+                time.sleep(RETRY_SECONDS)
 
     def _loaded(
         self, leases: list[Lease], version: int | None
@@ -104,7 +123,7 @@ class Sampler(PullingWorker):
         while True:
             try:
                 return self._load_weights(version)
-            except LookupError:
+            except PolicyNotHeld:
                 if not self._queue.renew([lease.id for lease in leases]):
                     return None
                 if time.monotonic() > give_up:
@@ -130,11 +149,7 @@ class Sampler(PullingWorker):
         )
         self.status.tokens += int(samples.lengths.sum())
         payloads = []
-        failed = [
-            (lease.id, broken[lease.ordinal], FailureKind.DATA)
-            for lease in leases
-            if lease.ordinal in broken
-        ]
+        failed = [(lease.id, *broken[lease.ordinal]) for lease in leases if lease.ordinal in broken]
         if failed:
             self._queue.fail(failed)
         for lease in leases:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from protos.trajectory import PolicyNotHeld
 from vision.models.arrays import flatten, unflatten
 
 WIRE_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -20,7 +21,7 @@ class WeightsError(RuntimeError):
     """Weights that are not there, or do not match their manifest."""
 
 
-class VersionNotHeld(WeightsError, LookupError):
+class VersionNotHeld(WeightsError, PolicyNotHeld):
     """The store has other versions."""
 
 

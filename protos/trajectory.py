@@ -8,6 +8,7 @@ so that a broken group is found where it is broken.
 import enum
 import math
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,7 +33,11 @@ class WireError(ValueError):
 
 
 class InfrastructureError(Exception):
-    """Raised by a reward for what another worker may manage; anything else is the data's fault."""
+    """Raised by a reward for what another worker may manage."""
+
+
+class PolicyNotHeld(LookupError):
+    """A policy version that is not there, or no more."""
 
 
 class FailureKind(enum.Enum):
@@ -40,6 +45,24 @@ class FailureKind(enum.Enum):
 
     INFRASTRUCTURE = pb.FAILURE_KIND_INFRASTRUCTURE
     DATA = pb.FAILURE_KIND_DATA
+
+
+# Of the file that was named, not of the machine or the file system that holds it.
+_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def failure_kind(error: BaseException) -> FailureKind:
+    """What an exception that a group's work met means for the group.
+
+    Infrastructure: what says so, work that was called off, a full memory, and what the operating
+    system refused (`OSError` with its `errno`: a disk, a mount, permissions, open files). All else
+    is the data's fault: Pillow tells a broken image by an `OSError` too, but without `errno`.
+    """
+    if isinstance(error, OSError):
+        refused = error.errno is not None and not isinstance(error, _FILE_ERRORS)
+        return FailureKind.INFRASTRUCTURE if refused else FailureKind.DATA
+    elsewhere = isinstance(error, InfrastructureError | CancelledError | MemoryError)
+    return FailureKind.INFRASTRUCTURE if elsewhere else FailureKind.DATA
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from protos.trajectory import (
     InfrastructureError,
     Outcome,
     Scored,
+    failure_kind,
 )
 from rewards.config import RewardsConfig
 from rewards.judge import RewardContractError, judge, start, when_all
@@ -92,11 +93,11 @@ class _Terms:
         name = self._names[index]
         try:
             return outcomes_of()
-        except (InfrastructureError, CancelledError) as error:
-            raise InfrastructureError(f"{name}: {error}") from error
         except MemoryError as error:
             raise MemoryError(f"{name}: {describe(error)}") from error
         except Exception as error:
+            if failure_kind(error) is FailureKind.INFRASTRUCTURE:
+                raise InfrastructureError(f"{name}: {error}") from error
             raise RewardContractError(f"{name}: {describe(error)}") from error
 
     def _sum(self, outcomes: Sequence[Outcome]) -> Outcome:

@@ -6,7 +6,7 @@ Invariant: what comes back is either one finite `Scored`, `Abstained` or `Failed
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeVar
@@ -18,9 +18,9 @@ from protos.trajectory import (
     Abstained,
     Failed,
     FailureKind,
-    InfrastructureError,
     Outcome,
     Scored,
+    failure_kind,
 )
 from rewards.reward import AnyReward, Group, Reward, is_submitted
 from vision.tasks.errors import describe, shorten
@@ -49,8 +49,8 @@ def judge_group(
 ) -> tuple[Outcome, ...] | GroupFailure:
     """Outcomes of the K predictions of one example; never raises what the reward raised.
 
-    `InfrastructureError` is an infrastructure failure of the group, every other exception and a
-    result of the wrong length or type a data failure. A reward or an auxiliary array that is not
+    An exception fails the group, with the kind that `failure_kind` finds; a result of the wrong
+    length or type is a data failure. A reward or an auxiliary array that is not
     finite fails its own sample only.
     """
     try:
@@ -61,10 +61,7 @@ def judge_group(
 
 def group_failure(error: BaseException) -> GroupFailure:
     """What an exception of a reward means for its group."""
-    # What was called off says nothing of the data; nor does a process whose memory is full.
-    infrastructure = isinstance(error, InfrastructureError | CancelledError | MemoryError)
-    kind = FailureKind.INFRASTRUCTURE if infrastructure else FailureKind.DATA
-    return GroupFailure(kind, describe(error))
+    return GroupFailure(failure_kind(error), describe(error))
 
 
 def start(reward: AnyReward, group: Group) -> Future[tuple[Outcome, ...]]:

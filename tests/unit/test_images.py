@@ -1,12 +1,14 @@
 """Whatever an image file holds, it is read as RGB, or its name is in the error."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vision.data.images import ImageError, from_model, load_rgb, resize_rgb, to_model
+from vision.data.images import ImageError, from_model, load_ids, load_rgb, resize_rgb, to_model
 
 RAMP = (np.arange(20 * 30 * 3) % 251).astype(np.uint8).reshape(20, 30, 3)
 
@@ -92,3 +94,27 @@ def test_the_models_range_is_undone_without_loss() -> None:
 def test_resizing_gives_the_size_asked_for() -> None:
     assert resize_rgb(RAMP, 7, 50).shape == (7, 50, 3)
     assert np.array_equal(resize_rgb(RAMP, 20, 30), RAMP)
+
+
+def test_a_file_system_that_is_away_is_no_fault_of_the_image(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="is its file system mounted") as away:
+        load_rgb(tmp_path / "unmounted" / "a.jpg")
+    assert not isinstance(away.value, ImageError)
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    with pytest.raises(ImageError, match=r"loop\.png"):
+        load_rgb(tmp_path / "loop.png")
+
+
+@pytest.mark.parametrize("read", [load_rgb, load_ids])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_the_operating_system_refuses_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any, number: int
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="refused") as refused:
+        read(tmp_path / "a.png")
+    assert refused.value.errno == number

@@ -1,9 +1,15 @@
 """Image files as RGB arrays, whatever the file holds; and resizing."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+# Pillow reports broken files by all of these.
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Pillow's own have no number; another number tells of the disk, the mount, or this process.
+_OF_THE_FILE = (None, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class ImageError(ValueError):
@@ -19,16 +25,14 @@ def load_rgb(path: Path | str) -> np.ndarray:
 
     Raises:
       ImageError: the file is missing, truncated, or not an image.
+      OSError: it cannot be reached now; its folder may be away.
     """
     try:
         with Image.open(path) as image:
             image.load()
             return _to_rgb(image)
-    except FileNotFoundError as error:
-        raise ImageError(f"no image file {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow reports broken files by all of these.
-        raise ImageError(f"cannot read image file {path}: {error}") from error
+    except _BROKEN as error:
+        raise _image_error(error, "image file", path) from error
 
 
 def load_ids(path: Path | str) -> np.ndarray:
@@ -39,6 +43,7 @@ def load_ids(path: Path | str) -> np.ndarray:
     Raises:
       ImageError: the file is missing, truncated, or not a PNG of 8-bit RGB: with one channel, a
         palette or 16 bits its ids would be guessed.
+      OSError: as of `load_rgb`.
     """
     try:
         with Path(path).open("rb") as file:
@@ -46,10 +51,8 @@ def load_ids(path: Path | str) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             pixels = np.asarray(image)
-    except FileNotFoundError as error:
-        raise ImageError(f"no file of segment ids {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot read the segment ids of {path}: {error}") from error
+    except _BROKEN as error:
+        raise _image_error(error, "file of segment ids", path) from error
     if image.format != "PNG" or image.mode not in ("RGB", "RGBA") or header[24] != 8:
         kind = f"{header[24]}-bit {image.mode}" if image.format == "PNG" else f"{image.format}"
         raise ImageError(
@@ -58,6 +61,19 @@ def load_ids(path: Path | str) -> np.ndarray:
     if image.mode == "RGBA" and (pixels[..., 3] != 255).any():
         raise ImageError(f"{path} has transparent pixels: the ids under them may not be what was")
     return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def _image_error(error: Exception, what: str, path: Path | str) -> Exception:
+    """What is wrong: the file, or where it lies."""
+    if isinstance(error, FileNotFoundError) and not Path(path).parent.is_dir():
+        # Below a mount point whose file system is away there is nothing at all.
+        away = f"the folder of {what} {path} is not there: is its file system mounted?"
+        return OSError(errno.ENODEV, away)
+    if isinstance(error, FileNotFoundError):
+        return ImageError(f"no {what} {path}")
+    if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+        return error
+    return ImageError(f"cannot read {what} {path}: {error}")
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
