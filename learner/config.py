@@ -251,7 +251,8 @@ class TuneConfig(Settings):
 
     mismatch_every: Annotated[int, Field(ge=0)] = 10
     """Where groups lag: steps between forward passes with an older policy that compare the
-    sampler's logprobs with the learner's; 0: only where groups do not lag, which costs nothing."""
+    sampler's logprobs with the learner's; 0: only where groups do not lag, which costs nothing.
+    Async mode may wait a little longer, for groups of a policy that it has kept."""
 
     loading_threads: Annotated[int, Field(ge=1, le=256)] = 4
     """Examples of a step that are loaded at once: reading and decoding their images overlaps."""

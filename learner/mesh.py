@@ -14,8 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 DATA, SHARD = "data", "shard"
 
 
-def make_mesh(devices: int = 1, shards: int = 1) -> Mesh:
+def make_mesh(devices: int = 1, shards: int = 1, this_host: bool = False) -> Mesh:
     """A mesh of the first `devices` devices of each host, `shards` of which hold one copy.
+
+    `this_host` leaves out the others'.
 
     The rows of a batch fall on the hosts by their index: of one host all, else equal parts.
 
@@ -29,7 +31,7 @@ def make_mesh(devices: int = 1, shards: int = 1) -> Mesh:
         )
     of_host = [
         [device for device in jax.devices() if device.process_index == host][:devices]
-        for host in range(jax.process_count())
+        for host in ([jax.process_index()] if this_host else range(jax.process_count()))
     ]
     chosen = [device for some in of_host for device in some]
     if len(chosen) % shards:

@@ -43,7 +43,6 @@ class RunRecord:
         identity: str,
         initial: Mapping[str, Any],
         kept_policies: int,
-        one_more: bool,
     ) -> None:
         """Opens the checkpoints.
 
@@ -51,7 +50,6 @@ class RunRecord:
           directory: of the run.
           names: what the task's tokens stand for.
           identity, kept_policies: see `learner.tune.Learner`.
-          one_more: keep a policy more, to measure groups that lag with.
 
         Raises:
           CheckpointError: the directory cannot be written.
@@ -60,7 +58,7 @@ class RunRecord:
         self._queue, self._weights = queue, weights
         self._names, self._identity, self._initial = names, identity, initial
         self._kept = kept_policies
-        self.policies: deque[tuple[int, Any]] = deque(maxlen=kept_policies + 1 + one_more)
+        self.policies: deque[tuple[int, Any]] = deque(maxlen=kept_policies + 1)
         self._frontier = Frontier()
         self._metrics: MetricsWriter | None = None
         self._ordinals: OrdinalsWriter | None = None

@@ -22,7 +22,7 @@ from learner.hosts import Hosts
 from learner.mesh import make_mesh, put_state
 from learner.metrics import add_seconds
 from learner.mismatch import LaggedMismatch
-from learner.objectives import GroupBatch, TokenRules, make_reinforce_loss
+from learner.objectives import TokenRules, make_reinforce_loss
 from learner.optimizer import make_optimizer, make_schedule
 from learner.packed_weights import WeightPublisher, WeightsUnavailable
 from learner.pretrain import model_apply
@@ -97,9 +97,9 @@ class Learner:
             apply,
             rules.allowed,
             rules.end_token,
-            config.reinforce,
-            # As many as a device trains at once.
-            config.groups_per_step // (config.microbatches * config.devices * config.hosts),
+            config,
+            self._hosts,
+            max_staleness,
         )
         self._collector = Collector(
             queue,
@@ -159,8 +159,6 @@ class Learner:
             self._identity,
             self._initial,
             self._kept_policies,
-            # Groups that lag by a step can be measured where the policy before is kept.
-            one_more=bool(self._max_staleness),
         )
 
     def _portable(self, state: TrainState) -> TrainState:
@@ -171,6 +169,9 @@ class Learner:
         config, saved = self._config, int(state.step)
         done = saved
         self.status |= {"step": done, "resumed": done, "seconds": {}}
+        self._lagged_mismatch.begin(done)
+        if record is not None:
+            self._lagged_mismatch.keep(*record.policies[-1])
         logger.info("trains from step %d to %d", done, config.steps, extra={"step": done})
         frozen = put_state(self._mesh, self._initial) if config.reinforce.kl_weight else None
         while done < config.steps:
@@ -201,15 +202,17 @@ class Learner:
             if record is not None:
                 record.trained(done, step)
             trained = time.monotonic()
-            if record is not None and self._measures_lagged(done, batch):
+            if self._lagged_mismatch.due(done, fetched):
                 versions = [group.version for group in step.groups]
-                fetched |= self._lagged_mismatch(record.policies, versions, batch)
+                policies = () if record is None else record.policies
+                fetched |= self._lagged_mismatch(done, policies, versions, batch, state.params)
             measured = time.monotonic()
             last = done == config.steps
             if last or done % config.publish_every == 0:
                 params = self._hosts.whole(state.params)
                 if record is not None:
                     record.publish(done, params)
+                    self._lagged_mismatch.keep(done, params)
             if record is not None:
                 # Every host has trained it: they computed the step together.
                 self._queue.ack(step.ordinals, epoch=self._epoch)
@@ -263,15 +266,6 @@ class Learner:
                 "samples. The last reasons: "
                 f"{groups.reasons or 'the samples were not scored, see logs/'}"
             )
-
-    def _measures_lagged(self, done: int, batch: GroupBatch) -> bool:
-        """Whether to measure the mismatch with an older policy, which costs a forward pass.
-
-        Where parameters are split over devices they may not fit the one that it would run on.
-        """
-        every = self._config.mismatch_every
-        due = every > 0 and done % every == 0
-        return due and self._config.shards == 1 and not batch.current.any()
 
 
 def host_name(index: int, count: int) -> str:
