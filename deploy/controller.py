@@ -5,6 +5,8 @@ no actor is detached.
 """
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from deploy import processes
 from deploy.bottleneck import find_bottleneck
 from deploy.cluster import actor_options, beside_the_driver, check_placement, connect
 from deploy.config import RunConfig
-from deploy.logs import warnings_to_file
+from deploy.logs import log_of_run
 from deploy.monitoring.exporter import RunMetrics
 from deploy.outside import OutsideLearner, publish_initial
 from deploy.pool import Pool, run_requests
@@ -55,6 +57,7 @@ class Controller:
         self._on_status = on_status
         self._pool = Pool(config)
         self._last_status = 0.0
+        self._step = 0
         self._stats: Stats | None = None
         self._queue: RunQueue | None = None
         self._services_watched: list[Service] = []
@@ -73,18 +76,17 @@ class Controller:
           WorkerError: a worker fails again and again.
           NonFiniteError, CheckpointError, ...: what stopped the learner.
         """
-        started_here = connect(self._config.cluster, f"rewardtune-{self._config.name}")
-        try:
-            check_placement(run_requests(self._config), self._config.cluster, stop)
-            with (
-                warnings_to_file(self._config, "controller"),
-                self._services() as (run_queue, store_handle),
-            ):
-                self._queue = run_queue
-                return self._tune(run_queue.queue, store_handle, stop)
-        finally:
-            if started_here:
-                ray.shutdown()
+        with log_of_run(self._config, "controller", lambda: self._step):
+            started_here = connect(self._config.cluster, f"rewardtune-{self._config.name}")
+            logger.info("the run begins: process %d on %s", os.getpid(), socket.gethostname())
+            try:
+                check_placement(run_requests(self._config), self._config.cluster, stop)
+                with self._services() as (run_queue, store_handle):
+                    self._queue = run_queue
+                    return self._tune(run_queue.queue, store_handle, stop)
+            finally:
+                if started_here:
+                    ray.shutdown()
 
     @contextmanager
     def _services(self) -> Iterator[tuple[RunQueue, Any]]:
@@ -156,6 +158,7 @@ class Controller:
         self._report(queue)
         queue.close()
         self._pool.stop_others()
+        logger.info("the run is %s", learner.finished["state"])
         return learner.finished
 
     def _await_outside_learner(self, weights: RayWeights) -> None:
@@ -231,6 +234,7 @@ class Controller:
 
     def _status(self, stats: Stats) -> dict[str, Any]:
         status = run_status(self._config, self._pool.workers, stats, self._hacking.look())
+        self._step = status["step"]
         status["services"] = [service.status() for service in self._services_watched]
         status["cluster"] = ray.get_runtime_context().gcs_address  # for `rewardtune serve`
         if self._queue is not None:

@@ -1,8 +1,8 @@
 """Where log lines go: `runs/NAME/logs/WORKER.log` for each process; warnings to the driver too.
 
-The driver's own warnings go to `logs/controller.log` as well, a file that is there once it has
-warned. With `logging.format: json` a line is an object, for programs. A fault that repeats does not
-flood: see `RepeatLimiter`.
+The driver's own lines go to `logs/controller.log`, its warnings to standard error as well. With
+`logging.format: json` a line is an object, for programs. A fault that repeats does not flood: see
+`RepeatLimiter`.
 """
 
 import copy
@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -21,6 +21,8 @@ from deploy.config import RunConfig
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # What a line may be about, given as `extra={"ordinal": 7}`.
 ABOUT = ("step", "ordinal", "example", "repeated")
+# Whose lines at INFO matter to a run. JAX and Orbax report there what concerns their developers.
+OURS = ("actors", "deploy", "learner", "protos", "replay", "rewards", "vision")
 BURST, WINDOW_SECONDS = 5, 60.0
 
 
@@ -45,16 +47,54 @@ def log_to_stderr(config: RunConfig, worker: str) -> None:
 
 
 @contextmanager
-def warnings_to_file(config: RunConfig, process: str) -> Iterator[None]:
-    """Sends this process's warnings to a file of the run too."""
+def log_of_run(
+    config: RunConfig, process: str, step: Callable[[], int | None] = lambda: None
+) -> Iterator[None]:
+    """Sends the lines of this process, which is a command, to a file of the run too.
+
+    What else it does with them stays as it is, in the run's format, and without what is below the
+    level that its root logger had. The error that ends the block is the last line of the file.
+
+    Args:
+      config: of the run.
+      process: names the file.
+      step: which one the run has come to, for lines that say none; None: not known.
+    """
+    root = logging.getLogger()
     limited = RepeatLimiter([_file(config, process)])
-    limited.setLevel(logging.WARNING)
-    logging.getLogger().addHandler(limited)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(limited)
-        limited.close()
+    limited.setLevel(logging.INFO)
+
+    def tell_step(record: logging.LogRecord) -> bool:
+        if not hasattr(record, "step") and (now := step()) is not None:
+            record.step = now
+        return True
+
+    limited.addFilter(tell_step)
+    with ExitStack() as restored:
+        for handler in root.handlers:
+            restored.callback(handler.setLevel, handler.level)
+            handler.setLevel(max(handler.level, root.level))
+            if config.logging.format == "json":
+                restored.callback(handler.setFormatter, handler.formatter)
+                handler.setFormatter(_formatter(config, process))
+        for package in OURS:
+            ours = logging.getLogger(package)
+            restored.callback(ours.setLevel, ours.level)
+            ours.setLevel(min(ours.getEffectiveLevel(), logging.INFO))
+        root.addHandler(limited)
+        restored.callback(limited.close)
+        restored.callback(root.removeHandler, limited)
+        try:
+            yield
+        except Exception as error:
+            # Not to standard error: there the command says it.
+            said = (type(error).__name__, error)
+            limited.handle(
+                root.makeRecord(
+                    __name__, logging.ERROR, __file__, 0, "the run ends by %s: %s", said, None
+                )
+            )
+            raise
 
 
 def flush_logs() -> None:

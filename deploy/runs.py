@@ -10,6 +10,7 @@ from typing import Any
 from deploy.checks import check_split, check_stage_one, check_tune
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
+from deploy.logs import log_of_run
 from deploy.run_directory import EVALUATION_FILE, open_run_directory, write_atomically
 from learner.config import StageOneConfig
 from learner.progress import ProgressDisplay
@@ -44,7 +45,7 @@ def run_pretrain(config: RunConfig, overwrite: bool = False) -> Path:
     held_out = _HeldOut(
         config, task, lambda p, e: evaluate_policy(task, engine, p, e, config.evaluation.batch_size)
     )
-    with open_run_directory(config, overwrite) as directory:
+    with open_run_directory(config, overwrite) as directory, log_of_run(config, "pretrain"):
         trained = pretrain(task, model, settings, directory, config.seed, held_out, params, None)
         save_npz(directory / FINAL_FILE, trained, token_names=token_names(task))
         held_out.write(directory, trained)
@@ -75,7 +76,7 @@ def _run_stage_one(config: RunConfig, settings: StageOneConfig, overwrite: bool)
     held_out = _HeldOut(
         config, task, lambda v, e: evaluate_stage_one(task, v, e, config.evaluation.batch_size)
     )
-    with open_run_directory(config, overwrite) as directory:
+    with open_run_directory(config, overwrite) as directory, log_of_run(config, "pretrain"):
         trained = train_stage_one(task, settings, directory, config.seed, held_out, start)
         save_stage_one(directory / FINAL_FILE, trained)
         held_out.write(directory, trained)

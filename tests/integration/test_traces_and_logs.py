@@ -42,7 +42,12 @@ def test_the_spans_of_a_group_from_three_processes_make_one_trace(tune: Tune) ->
         for line in path.read_text().splitlines()
     ]
     assert {line["run"] for line in lines} == {"traced"}
-    assert {line["role"] for line in lines} >= {"learner", "sampler", "reward"}
+    assert {line["role"] for line in lines} >= {"controller", "learner", "sampler", "reward"}
+    told = [line["message"] for line in lines if line["role"] == "controller"]
+    assert told[0].startswith("the run begins")
+    assert told[-1] == "the run is finished"
+    assert any(message.startswith("reward runs as process") for message in told)
+    assert max(line["step"] for line in lines if line["role"] == "controller") == STEPS
     failed = [line for line in lines if line["role"] == "reward" and line["level"] == "warning"]
     assert failed
     assert all("ordinal" in line and "example" in line for line in failed)

@@ -1,14 +1,16 @@
 """A log says what matters once, with what it is about, and does not flood."""
 
+import io
 import json
 import logging
 
 import pytest
 
 from deploy.config import RunConfig
-from deploy.logs import JsonFormatter, RepeatLimiter, warnings_to_file
+from deploy.logs import JsonFormatter, RepeatLimiter, log_of_run
 
-logger = logging.getLogger("tests.logs")
+controller_logger = logging.getLogger("deploy.tests")
+other_logger = logging.getLogger("jax.tests")
 
 
 class Kept(logging.Handler):
@@ -112,26 +114,84 @@ def test_a_json_line_names_run_role_worker_and_what_it_is_about():
     assert "ValueError: why" in json.loads(formatter.format(kept.records[1]))["exception"]
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_the_controllers_warnings_are_in_a_file_of_the_run(tmp_path, form):
-    config = RunConfig.model_validate(
+def run_config(directory, form):
+    return RunConfig.model_validate(
         {
             "name": "run",
-            "runs": str(tmp_path),
+            "runs": str(directory),
             "task": {"kind": "detection"},
             "model": {"preset": "tiny"},
             "logging": {"format": form},
         }
     )
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_controllers_lines_are_in_a_file_of_the_run(tmp_path, form):
+    config = run_config(tmp_path, form)
     path = config.directory / "logs" / "controller.log"
-    with warnings_to_file(config, "controller"):
-        logger.info("not this")
-        assert not path.exists()
+    with log_of_run(config, "controller", lambda: 17):
+        controller_logger.info("rewards: 1 workers, 2 from now on")
+        other_logger.info("compiled")
         for _ in range(100):
-            logger.warning("reward-0: died")
+            controller_logger.warning("reward-0: died")
+    controller_logger.warning("not any more")
     lines = path.read_text().splitlines()
-    assert len(lines) == 6  # the first five, and how many more
+    assert len(lines) == 7  # what was scaled, the first five, and how many more
+    assert "2 from now on" in lines[0]
     assert "(repeated 95 times)" in lines[-1]
     if form == "json":
-        assert {json.loads(line)["role"] for line in lines} == {"controller"}
-        assert json.loads(lines[-1])["repeated"] == 95
+        told = [json.loads(line) for line in lines]
+        assert {(line["run"], line["role"], line["step"]) for line in told} == {
+            ("run", "controller", 17)
+        }
+        assert told[-1]["repeated"] == 95
+
+
+def test_a_step_that_a_line_names_itself_stays(tmp_path):
+    config = run_config(tmp_path, "json")
+    with log_of_run(config, "controller", lambda: 17):
+        controller_logger.info("saves", extra={"step": 16})
+    (line,) = (config.directory / "logs" / "controller.log").read_text().splitlines()
+    assert json.loads(line)["step"] == 16
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_standard_error_has_the_commands_warnings_only_in_the_runs_format(tmp_path, form):
+    stream = io.StringIO()
+    terminal = logging.StreamHandler(stream)
+    root = logging.getLogger()
+    before = (root.level, controller_logger.getEffectiveLevel())
+    root.addHandler(terminal)
+    try:
+        with log_of_run(run_config(tmp_path, form), "controller"):
+            controller_logger.info("rewards: 1 workers, 2 from now on")
+            controller_logger.warning("reward-0: died")
+        controller_logger.warning("after")
+    finally:
+        root.removeHandler(terminal)
+    during, after = stream.getvalue().splitlines()
+    if form == "json":
+        assert json.loads(during)["message"] == "reward-0: died"
+    else:
+        assert during == "reward-0: died"
+    assert after == "after"
+    assert (root.level, controller_logger.getEffectiveLevel()) == before
+
+
+def test_what_ended_a_run_is_the_last_line_of_its_log(tmp_path):
+    config = run_config(tmp_path, "json")
+
+    def run():
+        with log_of_run(config, "controller"):
+            controller_logger.info("the run begins")
+            raise ArithmeticError("the loss is nan")
+
+    with pytest.raises(ArithmeticError):
+        run()
+    lines = (config.directory / "logs" / "controller.log").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert (last["level"], last["message"]) == (
+        "error",
+        "the run ends by ArithmeticError: the loss is nan",
+    )
