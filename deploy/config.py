@@ -110,6 +110,9 @@ class TracingConfig(BaseModel):
     `file` writes runs/NAME/traces/WORKER.jsonl; null: no traces."""
     share: float = Field(1.0, gt=0, le=1)
     """The part of the groups that is traced; all processes choose the same."""
+    run_id: str = ""
+    """Set by the run itself, for its workers: tells its traces from those of other runs of its
+    name. It is the contents of runs/NAME/.id."""
 
 
 class RunConfig(BaseModel):

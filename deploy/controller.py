@@ -26,7 +26,7 @@ from deploy.pool import Pool, run_requests
 from deploy.queues import RunQueue, start_queue
 from deploy.recent import Recent
 from deploy.reward_hacking import RewardHackingWatch
-from deploy.run_directory import run_id, write_status
+from deploy.run_directory import run_id, with_run_id, write_status
 from deploy.run_status import run_status
 from deploy.scaling import Scaling
 from deploy.services import Service, WeightsProcess, silent_ones_ended
@@ -52,6 +52,7 @@ class Controller:
     """Runs one tuning run to its end."""
 
     def __init__(self, config: RunConfig, task: Task, on_status: OnStatus = lambda status: None):
+        config = with_run_id(config)
         self._config = config
         self._task = task
         self._on_status = on_status

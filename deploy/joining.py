@@ -32,7 +32,8 @@ def joined_config(
     theirs = RunConfig.model_validate_json(run.config)
     who = f"the run {run.name} that {address} serves"
     check_same_run(served, theirs, who, may_differ=OTHER_HARDWARE)
-    return served
+    tracing = served.tracing.model_copy(update={"run_id": theirs.tracing.run_id})
+    return served.model_copy(update={"tracing": tracing})
 
 
 def check_task(task: Task, run: ServedRun, address: str) -> None:

@@ -148,6 +148,12 @@ def run_id(directory: Path) -> str:
     return (directory / ID_FILE).read_text()
 
 
+def with_run_id(config: "RunConfig") -> "RunConfig":
+    """A run's config with what its workers, wherever they are, must know its id for."""
+    tracing = config.tracing.model_copy(update={"run_id": run_id(config.directory)})
+    return config.model_copy(update={"tracing": tracing})
+
+
 def write_status(directory: Path, status: Mapping[str, Any]) -> None:
     """What the run is doing now, for `rewardtune status`."""
     write_atomically(directory / STATUS_FILE, json.dumps(status, indent=1, default=str))

@@ -1,7 +1,8 @@
 """Traces: one a group, across the processes that sample, score and train it.
 
 No context travels with a group. The trace is named by (run, ordinal), which every process knows,
-and so is the span of each stage, which is the parent of the next stage's:
+and so is the span of each stage, which is the parent of the next stage's. The run is its name and
+its id, so that one begun anew under the same name has other traces:
 
     sample ──▶ score ──▶ train
 
@@ -37,8 +38,13 @@ NAMES = {Stage.TO_SAMPLE: "sample", Stage.TO_SCORE: "score", Stage.TO_TRAIN: "tr
 BEFORE = {Stage.TO_SCORE: Stage.TO_SAMPLE, Stage.TO_TRAIN: Stage.TO_SCORE}
 
 
+def traced_run(config: RunConfig) -> str:
+    """What tells a run from all others, as the ids are made of it: NAME/ID."""
+    return f"{config.name}/{config.tracing.run_id}"
+
+
 def trace_id(run: str, ordinal: int) -> int:
-    """128 bits, of a run's group."""
+    """128 bits, of a group of a run as `traced_run` tells it."""
     return _bits(f"{run}/{ordinal}", 16)
 
 
@@ -69,7 +75,7 @@ class Tracer:
         """
         endpoint = config.tracing.endpoint
         assert endpoint is not None
-        self._run, self._share = config.name, config.tracing.share
+        self._run, self._share = traced_run(config), config.tracing.share
         exporter = (
             FileSpanExporter(directory / "traces" / f"{worker}.jsonl")
             if endpoint == "file"
@@ -81,6 +87,7 @@ class Tracer:
                 "service.name": "rewardtune",
                 "service.instance.id": worker,
                 "rewardtune.run": config.name,
+                "rewardtune.run_id": config.tracing.run_id,
                 "rewardtune.role": role_of(worker),
                 "host.name": socket.gethostname(),
                 "process.pid": os.getpid(),

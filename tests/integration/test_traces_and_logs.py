@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+from deploy.run_directory import run_id
 from deploy.tracing import trace_id
 from tests.otlp import attributes, spans_of
 from tests.runs import STEPS, Run
@@ -22,7 +23,7 @@ def test_the_spans_of_a_group_from_three_processes_make_one_trace(tune: Tune) ->
         for process, span in spans_of(path.read_text().splitlines()):
             by_trace.setdefault(span.trace_id, []).append((process, span))
     for ordinal in range(STEPS * 4):
-        group = by_trace[trace_id("traced", ordinal).to_bytes(16, "big")]
+        group = by_trace[trace_id(f"traced/{run_id(run.directory)}", ordinal).to_bytes(16, "big")]
         group.sort(key=lambda item: item[1].start_time_unix_nano)
         assert [span.name for _, span in group] == ["sample", "score", "train"]
         assert {attributes(span)["rewardtune.ordinal"] for _, span in group} == {ordinal}

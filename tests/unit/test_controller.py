@@ -7,7 +7,7 @@ import pytest
 
 from deploy.config import RunConfig
 from deploy.controller import Controller
-from deploy.run_directory import STATUS_FILE
+from deploy.run_directory import ID_FILE, STATUS_FILE
 from deploy.workers import Worker
 from protos.trajectory import Ticket
 from replay.config import QueueConfig
@@ -31,6 +31,7 @@ def make_controller(directory, on_status):
         }
     )
     config.directory.mkdir()
+    (config.directory / ID_FILE).write_text("id")
     controller = Controller(config, NamedTask(), on_status)
     controller._pool.workers = [Worker("learner", "learner", lambda name: None)]
     queue = QueueState(

@@ -6,13 +6,17 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import yaml
 
 from deploy.config import RunConfig
-from deploy.tracing import TracedQueue, Tracer, is_traced, span_id, trace_id
+from deploy.joining import joined_config
+from deploy.run_directory import open_run_directory, with_run_id
+from deploy.tracing import TracedQueue, Tracer, is_traced, span_id, trace_id, traced_run
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
 from replay.queue import Stage
+from replay.remote_queue import ServedRun
 from replay.tickets import TicketSource
 from tests.otlp import attributes, spans_of
 
@@ -71,6 +75,24 @@ def test_ids_are_functions_of_run_and_ordinal_and_differ():
     assert len(own) == 300
 
 
+def test_a_run_begun_anew_has_other_traces_and_its_workers_everywhere_agree(tmp_path):
+    config = run_config(tmp_path)
+    ids = []
+    for overwrite in (False, False, True):
+        with open_run_directory(config, overwrite):
+            told = with_run_id(config)
+        # A worker outside of Ray has the config from its queue, and perhaps a file of its own.
+        served = ServedRun("run", told.model_dump_json(), {})
+        here = joined_config(served, "head:1", None, [f"runs={tmp_path / 'elsewhere'}"])
+        assert traced_run(here) == traced_run(told)
+        own = tmp_path / "own.yaml"
+        own.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        assert traced_run(joined_config(served, "head:1", str(own), [])) == traced_run(told)
+        ids.append(trace_id(traced_run(told), 7))
+    assert ids[0] == ids[1]  # it was resumed
+    assert ids[1] != ids[2]
+
+
 def test_a_share_of_the_groups_is_traced_and_everybody_agrees_which():
     chosen = [ordinal for ordinal in range(2000) if is_traced("run", ordinal, 0.1)]
     assert 120 < len(chosen) < 280
@@ -98,7 +120,7 @@ def test_a_stages_span_is_the_parent_of_the_next(queue, tmp_path):
                     assert process["rewardtune.run"] == "run"
                     chain.append(span)
         assert [span.name for span in chain] == ["sample", "score", "train"]
-        assert {span.trace_id for span in chain} == {trace_id("run", ordinal).to_bytes(16, "big")}
+        assert {span.trace_id for span in chain} == {trace_id("run/", ordinal).to_bytes(16, "big")}
         assert chain[0].parent_span_id == b""
         for before, after in itertools.pairwise(chain):
             assert after.parent_span_id == before.span_id
@@ -125,7 +147,7 @@ def test_attempts_without_an_outcome_stand_beside_the_groups_own_span(queue, tmp
         ("too_late", ""),
         ("lost", "the lease was lost"),
     ]
-    settled = {span_id("run", o, Stage.TO_SAMPLE).to_bytes(8, "big") for o in (0, 1)}
+    settled = {span_id("run/", o, Stage.TO_SAMPLE).to_bytes(8, "big") for o in (0, 1)}
     assert not settled & {span.span_id for _, span in spans(tmp_path, "sampler")}
 
 
