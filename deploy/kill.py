@@ -50,7 +50,8 @@ def _kill_elsewhere(node: str, pid: int) -> None:
     try:
         ray.get(task.remote(pid, signal.SIGKILL), timeout=NODE_SECONDS)
     except (GetTimeoutError, RayError) as error:
-        logger.warning("could not end process %d on node %s: %s", pid, node, error)
+        about = {"subject": f"process {pid} on {node}"}
+        logger.warning("could not end process %d on node %s: %s", pid, node, error, extra=about)
 
 
 def _signal_if_ours(pid: int, number: int) -> None:

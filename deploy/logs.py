@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from deploy.config import RunConfig
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# What a line may be about, given as `extra={"ordinal": 7}`.
-ABOUT = ("step", "ordinal", "example", "repeated")
+# What a line may be about, given as `extra={"ordinal": 7}`; `subject`: which of several workers.
+ABOUT = ("subject", "step", "ordinal", "example", "repeated")
 # Whose lines at INFO matter to a run. JAX and Orbax report there what concerns their developers.
 OURS = ("actors", "deploy", "learner", "protos", "replay", "rewards", "vision")
-BURST, WINDOW_SECONDS = 5, 60.0
+BURST, KINDS, WINDOW_SECONDS = 5, 20, 60.0
 
 
 def configure_logging(config: RunConfig, worker: str) -> None:
@@ -144,9 +144,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+_NUMBER = re.compile(r"\d+")
+# File, line, level, subject.
+_Place = tuple[str, int, int, str]
+
+
 @dataclass
 class _Kind:
-    """The records of one place in the code since `began`."""
+    """The records of one kind since `began`."""
 
     began: float
     seen: int = 0
@@ -154,10 +159,15 @@ class _Kind:
 
 
 class RepeatLimiter(logging.Handler):
-    """Hands records on; of those that one place in the code writes, the first few in a minute.
+    """Hands records on; of those of one kind the first few in a minute.
 
-    What came beyond them is counted. When the minute is over, or at `flush`, the last one is handed
-    on with their number: "... (repeated 312 times)".
+    Of one kind are those of the same place in the code, level and subject whose text differs in
+    numbers only: 300 ordinals that fail alike are one fault, two workers or two faults are not. A
+    text may still differ each time, as by a name: after `KINDS` of them in a minute, the place's
+    others are one kind.
+
+    What came beyond the first is counted. When the minute is over, or at `flush`, the last one is
+    handed on with their number: "... (repeated 312 times)".
     """
 
     def __init__(
@@ -170,26 +180,40 @@ class RepeatLimiter(logging.Handler):
         super().__init__()
         self._targets = targets
         self._burst, self._window, self._clock = burst, window, clock
-        self._kinds: dict[tuple[str, int], _Kind] = {}
+        self._kinds: dict[tuple[_Place, str], _Kind] = {}
+        self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called with the handler's lock held, as all of this class is."""
         self._tell_repeats(self._clock() - self._window)
-        place = (record.pathname, record.lineno)
-        kind = self._kinds.setdefault(place, _Kind(self._clock()))
+        try:
+            key = self._key(record)
+        except (TypeError, ValueError):  # its arguments do not fit its text
+            self.handleError(record)
+            return
+        kind = self._kinds.setdefault(key, _Kind(self._clock()))
         kind.seen += 1
         if kind.seen <= self._burst:
             self._hand_on(record)
             return
-        if kind.last is None:  # so that it is told though nothing else is ever logged
-            timer = threading.Timer(self._window, self.flush)
-            timer.daemon = True
-            timer.start()
         kind.last = record
+        if self._timer is None:  # so that it is told though nothing else is ever logged
+            self._timer = threading.Timer(self._window, self.flush)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _key(self, record: logging.LogRecord) -> tuple[_Place, str]:
+        subject = str(getattr(record, "subject", ""))
+        place = (record.pathname, record.lineno, record.levelno, subject)
+        key = (place, _NUMBER.sub("#", record.getMessage()))
+        if key in self._kinds or sum(one == place for one, _ in self._kinds) < KINDS:
+            return key
+        return (place, "")
 
     def flush(self) -> None:
         """Tells what has been counted."""
         with self._held():
+            self._timer = None
             self._tell_repeats(self._clock())
             for target in self._targets:
                 target.flush()
@@ -210,10 +234,10 @@ class RepeatLimiter(logging.Handler):
             self.release()
 
     def _tell_repeats(self, begun_before: float) -> None:
-        for place, kind in list(self._kinds.items()):
+        for key, kind in list(self._kinds.items()):
             if kind.began > begun_before:
                 continue
-            del self._kinds[place]
+            del self._kinds[key]
             if kind.last is not None:
                 repeated = kind.seen - self._burst
                 again = copy.copy(kind.last)

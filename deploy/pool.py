@@ -142,14 +142,17 @@ class Pool:
         def on_death(worker: Worker, reason: str) -> None:
             released = queue.release_worker(worker.name, reason)
             if released:
-                logger.info("%d groups of %s are given to others", released, worker.name)
+                about = {"subject": worker.name}
+                logger.info(
+                    "%d groups of %s are given to others", released, worker.name, extra=about
+                )
 
         for worker in self.workers:
             worker.check(on_death)
         for worker in [w for w in self.workers if w.draining and w.running is None]:
             worker.remove()
             self.workers.remove(worker)
-            logger.info("%s has drained and is ended", worker.name)
+            logger.info("%s has drained and is ended", worker.name, extra={"subject": worker.name})
         self._check_placed()
 
     def _check_placed(self) -> None:

@@ -68,6 +68,11 @@ class Worker:
     _groups_before: int = 0  # that this process had completed when it failed
 
     @property
+    def _about(self) -> dict[str, str]:
+        """For the log."""
+        return {"subject": self.name}
+
+    @property
     def state(self) -> str:
         """pending, running, draining or ended."""
         if self.finished is not None or self.removed:
@@ -112,7 +117,7 @@ class Worker:
             self._failed(f"did not start: {error}", on_death)
             self.begin()
             return
-        logger.info("%s runs as process %s", self.name, self.where["pid"])
+        logger.info("%s runs as process %s", self.name, self.where["pid"], extra=self._about)
         self._run()
 
     def _run(self) -> None:
@@ -150,7 +155,7 @@ class Worker:
 
     def _start_again(self, reason: str, on_death: Callable[["Worker", str], None]) -> None:
         """Gives its work to others and waits for the process that Ray starts in its place."""
-        logger.warning("%s: %s; it is started again", self.name, reason)
+        logger.warning("%s: %s; it is started again", self.name, reason, extra=self._about)
         if not self._ended:
             self.failed_at = time.time()
         self._ended, self._groups_before = False, 0
@@ -183,7 +188,8 @@ class Worker:
 
     def replace(self, reason: str) -> None:
         """Ends the process, which may be stopped or stuck; Ray then starts it anew."""
-        logger.warning("%s: %s; its process %s is ended", self.name, reason, self.where.get("pid"))
+        pid = self.where.get("pid")
+        logger.warning("%s: %s; its process %s is ended", self.name, reason, pid, extra=self._about)
         if not self._ended:
             self._ended, self.failed_at = True, time.time()
         if self.where:

@@ -1,13 +1,14 @@
 """A log says what matters once, with what it is about, and does not flood."""
 
 import io
+import itertools
 import json
 import logging
 
 import pytest
 
 from deploy.config import RunConfig
-from deploy.logs import JsonFormatter, RepeatLimiter, log_of_run
+from deploy.logs import KINDS, JsonFormatter, RepeatLimiter, log_of_run
 
 controller_logger = logging.getLogger("deploy.tests")
 other_logger = logging.getLogger("jax.tests")
@@ -76,6 +77,32 @@ def test_a_repeating_line_does_not_hide_others(limited):
         complain(ours, number)
     ours.error("disk full")
     assert kept.said[-1] == "disk full"
+
+
+def test_one_place_in_the_code_does_not_hide_one_worker_or_fault_behind_another(limited):
+    ours, kept, _ = limited
+    for worker in ("reward-0", "reward-1"):
+        for _ in range(3):
+            ours.warning("%s: died", worker, extra={"subject": worker})
+    assert kept.said == ["reward-0: died"] * 2 + ["reward-1: died"] * 2
+    for fault in ("no space left", "no permission"):
+        for number in range(3):
+            ours.log(logging.WARNING, "group %d: %s", number, fault)
+    assert kept.said[4:] == [
+        f"group {number}: {fault}"
+        for fault in ("no space left", "no permission")
+        for number in (0, 1)
+    ]
+
+
+def test_texts_that_all_differ_do_not_flood(limited):
+    ours, kept, _ = limited
+    names = ["".join(pair) for pair in itertools.product("abcdefghijklmnop", repeat=2)]
+    for name in names:
+        ours.warning("example %s is broken", name)
+    assert len(kept.said) == KINDS + 2
+    ours.handlers[0].flush()
+    assert kept.said[-1] == f"example pp is broken (repeated {len(names) - KINDS - 2} times)"
 
 
 def test_each_target_keeps_its_own_level():
