@@ -52,7 +52,8 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     every: int = Field(50, ge=0)
-    """Steps between evaluations; 0 turns the evaluator off."""
+    """Steps between evaluations; 0 turns the evaluator off. When more than 8 versions wait for a
+    slow evaluator, some are skipped, which the log says: never the oldest or the newest."""
     split: str = "validation"
     """Where choices are made; the test split is for reports."""
     examples: int | None = Field(None, ge=1)

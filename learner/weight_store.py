@@ -6,6 +6,7 @@ learner loses nothing; on one node every reader maps the same memory.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,11 +30,18 @@ from learner.packed_weights import (
 )
 from replay.fence import fenced, is_earlier
 
+logger = logging.getLogger(__name__)
+
 RETRY_SECONDS = 0.1
+MOST_TO_EVALUATE = 8
+"""Each is a whole policy in memory."""
 
 
 class WeightStore:
     """Holds the newest `keep` versions, and those an evaluator still has to see.
+
+    An evaluator that is slower than the learner sees the oldest, which it may be at work on, and
+    the newest: of more than `MOST_TO_EVALUATE` those between are skipped, the older first.
 
     Runs inside a Ray actor; asyncio makes it the single writer of its state.
     """
@@ -99,6 +107,7 @@ class WeightStore:
             due = self._evaluate_every and (manifest.version % self._evaluate_every == 0 or last)
             if due and manifest.version not in self._to_evaluate:
                 self._to_evaluate.append(manifest.version)
+                self._skip_evaluations()
             self._forget_old()
             self._changed.notify_all()
 
@@ -113,6 +122,19 @@ class WeightStore:
         for later in [held for held in self._versions if held > version]:
             del self._versions[later]
         self._to_evaluate = [waiting for waiting in self._to_evaluate if waiting <= version]
+
+    def _skip_evaluations(self) -> None:
+        while len(self._to_evaluate) > MOST_TO_EVALUATE:
+            oldest, skipped, *_ = sorted(self._to_evaluate)
+            self._to_evaluate.remove(skipped)
+            logger.warning(
+                "version %d is skipped by the evaluator: %d wait already, from version %d on; "
+                "raise evaluation.every, or give the evaluator more to compute with",
+                skipped,
+                MOST_TO_EVALUATE,
+                oldest,
+                extra={"step": skipped},
+            )
 
     def _forget_old(self) -> None:
         newest = sorted(self._versions)[-self._keep :]

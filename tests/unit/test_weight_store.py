@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learner.packed_weights import WeightsError, pack_weights, unpack_weights
-from learner.weight_store import RayWeights, WeightStore
+from learner.weight_store import MOST_TO_EVALUATE, RayWeights, WeightStore
 from replay.queue import LearnerFenced
 from vision.models.arrays import flatten, unflatten
 
@@ -180,3 +180,27 @@ def test_an_upload_that_comes_late_does_not_take_newer_versions_back(params, mon
         assert sorted(store._versions) == [0, 1]
 
     asyncio.run(body())
+
+
+def test_an_evaluator_that_falls_behind_bounds_what_is_kept_for_it(params, monkeypatch, caplog):
+    monkeypatch.setattr("learner.weight_store.ray.put", lambda arrays: arrays)
+
+    async def body():
+        store = WeightStore(keep=2, evaluate_every=1)
+        for version in range(100):
+            await store.publish(*pack_weights(version, params, "float32"), last=version == 99)
+            assert len(store._versions) <= MOST_TO_EVALUATE + 2
+            assert set(await store.to_evaluate()) <= set(store._versions)
+            # What the evaluator was told to load is there until it is done.
+            assert await store.next_to_evaluate(0) == 0
+            assert (await store.get(0))[0].version == 0
+        newest = list(range(101 - MOST_TO_EVALUATE, 100))
+        assert await store.to_evaluate() == [0, *newest]
+        await store.evaluated(0)
+        assert await store.next_to_evaluate(0) == newest[0]
+        assert sorted(store._versions) == newest
+
+    asyncio.run(body())
+    skipped = [line for line in caplog.messages if "skipped" in line]
+    assert len(skipped) == 100 - MOST_TO_EVALUATE
+    assert "version 1 is skipped" in skipped[0]
