@@ -52,6 +52,11 @@ def soak(
             "cluster.address or learner.outside is set: the soak can kill what runs on this "
             "machine, on a Ray cluster of its own; leave both out"
         )
+    if resolved.learner.hosts > 1:
+        raise ConfigError(
+            f"learner.hosts is {resolved.learner.hosts}: the soak knows a learner of one process, "
+            "and would hit none of these; set learner.hosts=1"
+        )
     possible = chosen_kinds(None, redis is not None)
     names = {"all": possible, "harmless": [name for name in possible if name in HARMLESS]}
     chosen = names.get(kinds) or chosen_kinds(kinds.split(","), redis is not None)

@@ -6,7 +6,7 @@ this machine. After each fault the soak waits until it is mended, and judges wha
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +20,8 @@ from deploy.config import RunConfig
 from deploy.processes import ticket_source
 from deploy.run_directory import open_run_directory
 from deploy.runs import prepare_data
-from deploy.soak.injector import Injector, Mended, NotMended, RunEnded
+from deploy.soak.explained import Explained
+from deploy.soak.injector import Injector, NotMended, RunEnded
 from deploy.soak.ledger import Ledger, Verdict, verify
 from deploy.soak.orders import Orders
 from deploy.soak.process_tree import adopt_orphans
@@ -36,9 +37,6 @@ FIRST_STEP_SECONDS = 300.0
 SETTLE_SECONDS = 60.0
 LEARNER_LEASES = 6
 """A learner holds its leases for a step, which may begin with a compilation: it has longer."""
-# What a delivery fails of when its process was killed, stopped, hung or out of memory.
-PROCESS_REASONS = ("died", "expired", "deadline", "out of memory", "MemoryError", "soak fault")
-
 Say = Callable[[str], None]
 
 
@@ -99,7 +97,7 @@ class Soak:
             run = _run_process(soaked, directory)
             stack.callback(run.end)
             ledger = Ledger(soaked.directory)
-            explained = Explained(soaked, task)
+            explained = Explained(ticket_source(soaked, task).ticket)
             run.start()
             injector = Injector(run, ledger, orders, redis, self.plan.patience_seconds)
             self._await_first_step(run, ledger)
@@ -107,7 +105,7 @@ class Soak:
                 for fault in schedule(soaked, self.plan):
                     self._one(fault, injector, explained, began)
                 self._finish(run, ledger, injector)
-            except NotMended as error:
+            except (NotMended, RunEnded) as error:
                 self.violations.append(f"{error}. The command's last lines: {run.tail(5)}")
             run.end()
             verdict = self._judge(ledger, explained)
@@ -133,7 +131,7 @@ class Soak:
                 raise SoakError(f"the run does not begin: {run.tail()}")
             time.sleep(0.1)
 
-    def _one(self, fault: Fault, injector: Injector, explained: "Explained", began: float) -> None:
+    def _one(self, fault: Fault, injector: Injector, explained: Explained, began: float) -> None:
         ledger, run = injector.ledger, injector.run
         due = ledger.step + fault.steps
         injector.until(f"step {due}", lambda: True if ledger.step >= due else None)
@@ -144,6 +142,9 @@ class Soak:
             mended = injector.inject(fault)
         except RunEnded:
             ended = run.tail(3)
+            self.violations.append(
+                f"fault {fault.index + 1}, {fault.kind.name}, ended the run: {ended}"
+            )
             mended = injector.resume(run.pid)
         explained.note(fault, mended)
         surplus = self._settle(injector)
@@ -166,7 +167,7 @@ class Soak:
             self.violations.append(f"processes left: {left}")
         return left
 
-    def _judge(self, ledger: Ledger, explained: "Explained") -> Verdict:
+    def _judge(self, ledger: Ledger, explained: Explained) -> Verdict:
         ledger.read()
         config = self.config
         verdict = verify(
@@ -225,35 +226,6 @@ class Soak:
                 f"the weights after {steps} steps differ from those of an undisturbed run"
             )
         return equal
-
-
-class Explained:
-    """Which ordinals may have trained nothing, by the faults so far."""
-
-    def __init__(self, config: RunConfig, task: Task) -> None:
-        self._ticket = ticket_source(config, task).ticket
-        self._examples: list[str] = []
-        self._processes_hit = False
-
-    def note(self, fault: Fault, mended: Mended) -> None:
-        """This fault happened."""
-        if fault.kind.costs_a_group and mended.example_id is not None:
-            self._examples.append(mended.example_id)
-        self._processes_hit |= not fault.kind.costs_a_group
-
-    def fresh(self) -> Callable[[int, Sequence[str]], bool]:
-        """An `Explains` that takes each fault to explain one ordinal."""
-        left = list(self._examples)
-
-        def explains(ordinal: int, reasons: Sequence[str]) -> bool:
-            example = self._ticket(ordinal).example_id
-            if reasons and example in left:
-                left.remove(example)
-                return True
-            known = [any(each in reason for each in PROCESS_REASONS) for reason in reasons]
-            return self._processes_hit and bool(known) and all(known)
-
-        return explains
 
 
 def soaked_config(
