@@ -20,6 +20,9 @@ from replay.direct import (
 from replay.queue import Completion, LearnerFenced, Lease, QueueClosed, Stage
 
 CONNECT_SECONDS = 2.0
+FIRST_BYTES = 4096
+MOST_PARTS = 1000
+"""In one call to the system, which takes 1,024."""
 _ERRORS = {"closed": QueueClosed, "fenced": LearnerFenced, "invalid": ValueError}
 
 
@@ -42,13 +45,14 @@ class DirectConnection:
         """
         self._timeout = timeout
         # Kept, since pages that are touched for the first time cost more than a copy.
-        self._buffer = bytearray()
+        self._buffer = bytearray(FIRST_BYTES)
+        self._filled = 0
         self._socket = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             nonce = secrets.token_bytes(NONCE_BYTES)
             theirs = bytes(self._read(NONCE_BYTES))
-            self._socket.sendall(proof(address.secret, "worker", theirs) + nonce)
+            self._send([proof(address.secret, "worker", theirs), nonce])
             if not hmac.compare_digest(
                 self._read(PROOF_BYTES), proof(address.secret, "queue", nonce)
             ):
@@ -103,12 +107,15 @@ class DirectConnection:
     def _call(
         self, header: list[Any], payloads: Sequence[bytes] = (), wait: float = 0.0
     ) -> tuple[Any, memoryview]:
-        said = b"".join(frame(header, payloads))
+        said = frame(header, payloads)
         try:
             self._socket.settimeout(self._timeout + wait)
-            self._socket.sendall(said)
+            self._send(said)
             header_bytes, body_bytes = sizes_in(self._read(HEAD.size))
-            rest = self._read(header_bytes + body_bytes)
+            size = HEAD.size + header_bytes + body_bytes
+            rest = self._read(size)[HEAD.size :]
+            if self._filled > size:
+                raise ConnectionError(f"the queue says {self._filled - size} bytes too many")
             verdict, result = read_header(rest[:header_bytes])
         except BaseException:
             self.close()
@@ -117,15 +124,21 @@ class DirectConnection:
             raise _ERRORS[verdict](result)
         return result, rest[header_bytes:]
 
+    def _send(self, parts: list[bytes]) -> None:
+        """Says the next; what was read before is gone."""
+        self._filled = 0
+        sent = self._socket.sendmsg(parts[:MOST_PARTS])
+        if sent < sum(map(len, parts)):
+            self._socket.sendall(memoryview(b"".join(parts))[sent:])
+
     def _read(self, size: int) -> memoryview:
-        """So many bytes, until the next are read; `ConnectionError` where the other end is gone."""
+        """The first so many bytes of an answer; `ConnectionError` where the other end is gone."""
         if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        view = memoryview(self._buffer)[:size]
-        read = 0
-        while read < size:
-            more = self._socket.recv_into(view[read:])
+            self._buffer = self._buffer[: self._filled] + bytearray(size - self._filled)
+        view = memoryview(self._buffer)
+        while self._filled < size:
+            more = self._socket.recv_into(view[self._filled :])
             if not more:
                 raise ConnectionError("the queue ended the connection")
-            read += more
-        return view
+            self._filled += more
+        return view[:size]

@@ -19,6 +19,7 @@ from replay.direct import (
     read_header,
     sizes_in,
 )
+from replay.direct_stream import DirectStream
 from replay.memory import MemoryReplayQueue
 from replay.queue import LearnerFenced, Lease, QueueClosed
 
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
 MAX_STRANGERS = 256
-BUFFER_BYTES = 2**18
 
 
 class DirectServer:
@@ -44,48 +44,47 @@ class DirectServer:
 
     async def start(self, host: str) -> DirectAddress:
         """Listens on a free port of this host's address, as long as the process lives."""
-        self._server = await asyncio.start_server(self._accept, host, 0, limit=BUFFER_BYTES)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: DirectStream(self._accept), host, 0)
         port: int = self._server.sockets[0].getsockname()[1]
         return DirectAddress(host, port, self._secret)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, stream: DirectStream) -> None:
         try:
-            known = await self._greet(reader, writer)
+            known = await self._greet(stream)
             while known:
-                await self._answer_one(reader, writer)
+                await self._answer_one(stream)
         except BadFrame as error:
-            logger.warning("%s says what no worker says: %s", _peer(writer), error)
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            logger.warning("%s says what no worker says: %s", _peer(stream), error)
+        except (ConnectionError, TimeoutError):
             pass  # the other end is gone; what it held comes back as from any worker that ends
         finally:
-            writer.close()
+            stream.transport.close()
 
-    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _greet(self, stream: DirectStream) -> bool:
         if self._strangers >= MAX_STRANGERS:
-            logger.warning("%s is one too many to connect to the queue at once", _peer(writer))
+            logger.warning("%s is one too many to connect to the queue at once", _peer(stream))
             return False
         self._strangers += 1
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
-                return await self._knows_secret(reader, writer)
+                return await self._knows_secret(stream)
         finally:
             self._strangers -= 1
 
-    async def _knows_secret(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _knows_secret(self, stream: DirectStream) -> bool:
         nonce = secrets.token_bytes(NONCE_BYTES)
-        writer.write(nonce)
-        said = await reader.readexactly(PROOF_BYTES + NONCE_BYTES)
+        await stream.write([nonce])
+        said = bytes(await stream.read(PROOF_BYTES + NONCE_BYTES))
         if not hmac.compare_digest(said[:PROOF_BYTES], proof(self._secret, "worker", nonce)):
-            logger.warning("%s asks the queue and does not know its secret", _peer(writer))
+            logger.warning("%s asks the queue and does not know its secret", _peer(stream))
             return False
-        writer.write(proof(self._secret, "queue", said[PROOF_BYTES:]))
+        await stream.write([proof(self._secret, "queue", said[PROOF_BYTES:])])
         return True
 
-    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        header_bytes, body_bytes = sizes_in(await reader.readexactly(HEAD.size))
-        said = memoryview(await reader.readexactly(header_bytes + body_bytes))
+    async def _answer_one(self, stream: DirectStream) -> None:
+        header_bytes, body_bytes = sizes_in(await stream.read(HEAD.size))
+        said = await stream.read(header_bytes + body_bytes)
         header = read_header(said[:header_bytes])
         leases: list[Lease] = []
         payloads: list[bytes] = []
@@ -126,17 +125,14 @@ class DirectServer:
         except ValueError as error:  # the queue's refusals, which name what was asked
             answer = ["invalid", str(error)]
         try:
-            if reader.at_eof():
-                raise ConnectionResetError("it did not wait for its answer")
-            writer.writelines(frame(answer, payloads))
-            await writer.drain()
+            await stream.write(frame(answer, payloads))
         except ConnectionError:  # nobody will work on them
             await self._queue.release([lease.id for lease in leases])
             raise
 
 
-def _peer(writer: asyncio.StreamWriter) -> Any:
-    return writer.get_extra_info("peername")
+def _peer(stream: DirectStream) -> Any:
+    return stream.transport.get_extra_info("peername")
 
 
 def _all(values: list[Any], of: type) -> bool:

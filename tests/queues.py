@@ -44,9 +44,11 @@ class Loop:
 
 
 @contextmanager
-def in_a_loop() -> Iterator[asyncio.AbstractEventLoop]:
+def in_a_loop(
+    make: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> Iterator[asyncio.AbstractEventLoop]:
     """A loop that runs in a thread, and whose tasks are ended with it."""
-    loop = asyncio.new_event_loop()
+    loop = make()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     yield loop

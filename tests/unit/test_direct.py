@@ -1,11 +1,14 @@
 """Direct connections to the queue's actor, without Ray: a server in a thread, real sockets."""
 
+import asyncio
 import json
+import random
 import socket
 import threading
 from dataclasses import replace
 
 import pytest
+import uvloop
 
 from protos.trajectory import FailureKind
 from replay.direct import HEAD, MAX_FRAME, DirectAddress
@@ -16,10 +19,10 @@ from replay.queue import Completion, Frontier, LearnerFenced, QueueClosed, Stage
 from tests.queues import LONG, Loop, config, in_a_loop, ordinals, tickets
 
 
-@pytest.fixture
-def served():
-    """A queue, and where it listens."""
-    with in_a_loop() as loop:
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def served(request):
+    """A queue, and where it listens; Ray's actors run on uvloop where it is installed."""
+    with in_a_loop(request.param) as loop:
         queue = MemoryReplayQueue(config(), tickets(config()))
         yield Loop(queue, loop), Loop(DirectServer(queue), loop).start("127.0.0.1")
 
@@ -49,6 +52,33 @@ def test_what_is_asked_directly_is_what_the_queue_says(served):
     ]
     direct.ack([0], [1])
     assert queue.frontier() == Frontier(2, (), 1)
+
+
+def test_frames_of_every_size_come_whole(served):
+    _, address = served
+    direct = DirectConnection(address, LONG)
+    for size in (0, 1000, 1020, 4096, 2**18, 2**23, 3 * 2**23, 10, 2**18 + 1, 2**18):
+        (first, second) = direct.lease("to_sample", 1, None, "w")
+        payload = bytes(random.Random(size).randbytes(size))
+        direct.complete([(first.id, payload), (second.id, payload[::-1])])
+        scoring = direct.lease("to_score", 2, None, "w")
+        assert [lease.payload for lease in scoring] == [payload, payload[::-1]]
+        direct.complete([(lease.id, b"") for lease in scoring])
+        direct.ack([lease.ordinal for lease in direct.lease("to_train", 2, None, "w")])
+
+
+def test_leases_whose_answer_is_not_taken_go_back_untried(served):
+    queue, address = served
+    sampling = queue.lease("to_sample", 1, None, "s")
+    queue.complete([(lease.id, b"\0" * 2**23) for lease in sampling])
+    direct = DirectConnection(address, LONG)
+    header = json.dumps(["lease", "to_score", 2, 60.0, "deaf", 0.0, None, None]).encode()
+    direct._send([HEAD.pack(len(header), 0), header] * 100)
+    while queue.stats().stages["to_score"].leased < 2:
+        pass
+    direct.close()
+    again = queue.lease("to_score", 2, None, "r", wait=LONG)
+    assert [(g.ordinal, g.delivery) for g in again] == [(g.ordinal, 1) for g in sampling]
 
 
 def test_refusals_keep_their_type(served):
@@ -143,7 +173,7 @@ def test_what_no_worker_says_ends_its_connection_and_changes_nothing(served, sai
     if not isinstance(said, bytes):
         header = json.dumps(said).replace("HELD", held).encode()
         said = HEAD.pack(len(header), 0) + header
-    direct._socket.sendall(said)
+    direct._send([said])
     direct._socket.shutdown(socket.SHUT_WR)
     with pytest.raises(ConnectionError):
         direct._read(1)
