@@ -33,11 +33,13 @@ class Head:
     Attributes:
       address: of its GCS; `jobs`: of its job server.
       environment: for the processes of its users, with its token.
+      process: `ray start --block`, which ends the head.
     """
 
     address: str
     jobs: str
     environment: dict[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
 
     def run(
         self, *command: str, cwd: Path, timeout: float = 300
@@ -67,13 +69,18 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head(num_cpus: int = 8, autoscaling: Mapping[str, Any] | None = None) -> Iterator[Head]:
+def ray_head(
+    num_cpus: int = 8,
+    autoscaling: Mapping[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Head]:
     """A head with token authentication, its dashboard and job server.
 
     Args:
       num_cpus: what it offers.
       autoscaling: node types for Ray's autoscaler v2 over its fake provider: raylets on this
         machine that come and go.
+      variables: of the head's own environment.
     """
     temporary = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # a path of sockets must be short
     port, dashboard, client, agent = _free_ports(4)
@@ -93,12 +100,12 @@ def ray_head(num_cpus: int = 8, autoscaling: Mapping[str, Any] | None = None) ->
         # Every Ray of a machine would take the same port for this.
         *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"),
     ]
-    extra = {}
+    extra = dict(variables or {})
     if autoscaling is not None:
         config = temporary / "autoscaling.json"
         config.write_text(json.dumps(_autoscaling(autoscaling, num_cpus, f"127.0.0.1:{port}")))
         command += [f"--autoscaling-config={config}", "--node-ip-address=127.0.0.1"]
-        extra = {
+        extra |= {
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
@@ -111,7 +118,8 @@ def ray_head(num_cpus: int = 8, autoscaling: Mapping[str, Any] | None = None) ->
     )
     try:
         _wait_for(dashboard, process, temporary / "start.log")
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+        jobs = f"http://127.0.0.1:{dashboard}"
+        yield Head(f"127.0.0.1:{port}", jobs, environment, process)
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -159,6 +159,13 @@ def test_a_run_by_rays_own_command_is_stopped_with_a_checkpoint_and_resumed(
     assert_same(runs / "job", undisturbed)
 
 
+def head_variables() -> dict[str, str]:
+    """Those of deploy/k8s/base that say how a head ends."""
+    cluster = yaml.safe_load((REPOSITORY / "deploy/k8s/base/raycluster.yaml").read_text())
+    (container,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    return {variable["name"]: variable["value"] for variable in container["env"]}
+
+
 _NEWEST_JOB = """
 import json, sys
 from ray.job_submission import JobSubmissionClient
@@ -201,3 +208,31 @@ def test_ctrl_c_leaves_a_followed_job_running_and_scale_finds_it_by_name(
     ended = head.run(*stop.removeprefix("to stop it: ").split(), cwd=project)
     assert ended.returncode == 0, ended.stderr
     assert status_of(runs / "left")["state"] == "stopped"
+
+
+def test_a_run_leaves_its_checkpoint_while_its_head_is_ended_as_kubernetes_does(
+    project: Path, tmp_path: Path
+) -> None:
+    """KubeRay stops the job and deletes the pods at once; here the head ends first: worse."""
+    runs = tmp_path / "runs"
+    variables = head_variables()
+    with ray_head(variables=variables) as head:
+        set_gate(project / "gate", "0.3")
+        begun = head.run(
+            *("ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--no-wait"),
+            *("--", "rewardtune", "tune", "config.yaml", f"runs={runs}"),
+            "learner.checkpoint_every=100",
+            cwd=project,
+        )
+        assert begun.returncode == 0, begun.stdout + begun.stderr
+        wait_for(lambda: status_of(runs / "job")["step"] >= 2)
+        set_gate(project / "gate", "shut")
+        job = json.loads(head.run("python", "-c", _NEWEST_JOB, head.jobs, cwd=project).stdout)
+        stop = ("ray", "job", "stop", "--no-wait", "--address", head.jobs, job)
+        assert head.process is not None
+        head.process.send_signal(signal.SIGTERM)
+        assert head.run(*stop, cwd=project).returncode == 0
+        head.process.wait(timeout=float(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) + 30)
+    status = status_of(runs / "job")
+    assert status["state"] == "stopped", status
+    assert (runs / "job" / "checkpoints" / str(status["step"])).is_dir()

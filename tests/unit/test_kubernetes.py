@@ -19,6 +19,7 @@ from deploy.cli import app
 from deploy.config import RunConfig
 from deploy.config_file import read_config
 from deploy.monitoring.catalogue import METRICS
+from deploy.submit import LAST_WORDS_SECONDS
 from tests import redis_server
 from tests.kubernetes_objects import (
     OVERLAYS,
@@ -175,6 +176,23 @@ def test_a_replica_of_the_learners_group_has_as_many_hosts_as_the_run(overlay, t
         assert config.learner.resources.custom == {"TPU": config.learner.devices}
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_run_that_is_stopped_has_time_to_leave_its_checkpoint(overlay, tmp_path):
+    objects = build(overlay)
+    config = run_config(objects, RUNS.get(overlay, "run.yaml"), tmp_path)
+    head = cluster_spec(objects)["headGroupSpec"]["template"]["spec"]
+    # As `rewardtune submit` gives it to a job, which here is KubeRay's to submit.
+    job = config.cluster.stop_seconds + LAST_WORDS_SECONDS
+    assert variables_of(head)["RAY_JOB_STOP_WAIT_TIME_S"] == f"{job:g}"
+    for pod in (head, groups(objects)["learner"]["template"]["spec"]):
+        drain = float(variables_of(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert job < drain < pod["terminationGracePeriodSeconds"]
+
+
+def variables_of(pod: Object) -> dict[str, str]:
+    return {variable["name"]: variable.get("value", "") for variable in pod["containers"][0]["env"]}
+
+
 def test_job_runs_a_config_that_is_mounted():
     for overlay in OVERLAYS:
         for job in of_kind(build(overlay), "RayJob"):
@@ -228,6 +246,12 @@ def test_reward_workers_outside_scale_by_the_backlog_that_the_run_exports(tmp_pa
     grace = float(work["args"][work["args"].index("--grace") + 1])
     assert grace < workers["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert config.replay.password_env in {variable["name"] for variable in serve["env"]}
+    spec = cluster_spec(objects)
+    for asks in (
+        spec["headGroupSpec"],
+        *(groups(objects)[name] for name in ("sampler", "learner")),
+    ):
+        assert config.replay.password_env in variables_of(asks["template"]["spec"])
     for container in (work, serve):  # the commands are ours
         shown = CliRunner().invoke(app, [*container["command"][1:3], "--help"])
         flags = [given for given in container["args"] if given.startswith("--")]
