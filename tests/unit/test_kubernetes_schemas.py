@@ -1,5 +1,6 @@
 """Objects of deploy/k8s against the published schemas, which refuse what is wrong."""
 
+import re
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ def test_schemas_know_every_kind_that_is_built():
 
 
 MISSPELT, MISSING = "misspelt", "missing"
+QUEUE_NAME, ELASTIC = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/elastic-job"
 GROUP = "spec.workerGroupSpecs.0"
 MUTANTS = [
     ("RayCluster", "spec.enableInTreeAutoscaling", MISSPELT),
@@ -69,11 +71,56 @@ MUTANTS = [
 ]
 
 
+# Of what one overlay alone has: the scaler by a backlog, Kueue's names, a slice of TPU hosts.
+EXTERNAL = "spec.metrics.0.external"
+MUTANTS_OF_OVERLAYS = [
+    ("gpu-job-reward-workers", "HorizontalPodAutoscaler", path, change)
+    for path, change in [
+        ("spec.scaleTargetRef", MISSING),
+        ("spec.scaleTargetRef.name", MISSING),
+        ("spec.scaleTargetRef.kind", MISSPELT),
+        ("spec.minReplicas", "1"),
+        ("spec.maxReplicas", MISSPELT),
+        ("spec.metrics.0.type", MISSING),
+        (EXTERNAL, MISSPELT),
+        (f"{EXTERNAL}.metric", MISSING),
+        (f"{EXTERNAL}.metric.name", MISSPELT),
+        (f"{EXTERNAL}.metric.selector.matchLabels", MISSPELT),
+        (f"{EXTERNAL}.metric.selector.matchLabels.stage", 1),
+        (f"{EXTERNAL}.target.type", MISSING),
+        (f"{EXTERNAL}.target.averageValue", MISSPELT),
+        (f"{EXTERNAL}.target.averageValue", [4]),
+        ("spec.behavior.scaleDown", MISSPELT),
+        ("spec.behavior.scaleDown.stabilizationWindowSeconds", "300"),
+    ]
+]
+MUTANTS_OF_OVERLAYS += [
+    ("gpu-job-kueue", "RayJob", "metadata.labels", MISSPELT),
+    ("gpu-job-kueue", "RayJob", "metadata.labels", "rewardtune"),
+    ("gpu-job-kueue", "RayJob", f"metadata.labels.{QUEUE_NAME}", 1),
+    ("gpu-job-kueue", "RayJob", "metadata.annotations", MISSPELT),
+    ("gpu-job-kueue", "RayJob", f"metadata.annotations.{ELASTIC}", True),
+    ("gpu-job-kueue", "RayJob", "spec.suspend", "true"),
+    ("tpu-slice-job", "RayJob", "spec.rayClusterSpec.workerGroupSpecs.2.numOfHosts", "4"),
+    ("tpu-slice-job", "RayJob", "spec.rayClusterSpec.workerGroupSpecs.2.numOfHosts", MISSPELT),
+]
+
+
 @pytest.mark.parametrize(("kind", "path", "change"), MUTANTS)
 def test_schemas_refuse_mutants(kind, path, change, schemas):
     overlay = "gpu-cluster" if kind == "RayCluster" else "gpu-job-reward-server"
+    assert_refused(overlay, kind, path, change, schemas)
+
+
+@pytest.mark.parametrize(("overlay", "kind", "path", "change"), MUTANTS_OF_OVERLAYS)
+def test_schemas_refuse_mutants_of_what_one_overlay_has(overlay, kind, path, change, schemas):
+    assert_refused(overlay, kind, path, change, schemas)
+
+
+def assert_refused(overlay: str, kind: str, path: str, change: Any, schemas: Schemas) -> None:
     thing = next(of_kind(build(overlay), kind))
-    *parents, last = path.split(".")
+    assert not schemas.faults(thing)
+    *parents, last = re.split(r"\.(?!io|x-k8s)", path)  # a dot inside Kueue's names is no step
     inner: Any = thing
     for step in parents:
         inner = inner[int(step) if isinstance(inner, list) else step]
