@@ -47,6 +47,11 @@ class Prometheus:
         result: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
         return result
 
+    def label_values(self, label: str, series: str) -> list[str]:
+        """What a label is on some series, as Grafana asks for a variable of its dashboards."""
+        values: list[str] = self.ask(f"label/{label}/values", **{"match[]": series})
+        return values
+
     def value(self, expression: str) -> float | None:
         """The one value of a query; None where there is no sample."""
         samples = self.query(expression)

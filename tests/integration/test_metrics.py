@@ -1,6 +1,7 @@
 """What a real Prometheus scrapes of a real run, while a worker of it dies."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,16 @@ def dashboard_queries() -> Iterator[str]:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
                 yield target["expr"].replace("$run", NAME).replace("$__rate_interval", "30s")
+
+
+def variable_queries() -> Iterator[tuple[str, str]]:
+    """Series and label of each `label_values(SERIES, LABEL)` that a dashboard's variable asks."""
+    for path in sorted(DIRECTORY.glob("*.json")):
+        for variable in json.loads(path.read_text())["templating"]["list"]:
+            if variable["type"] == "query":
+                asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+                assert asked is not None, variable
+                yield asked[1], asked[2]
 
 
 def recorded() -> list[str]:
@@ -87,6 +98,10 @@ def test_prometheus_sees_a_run_through_the_death_of_a_worker(
             until_all_have_data(server, list(seeded_queries()), run.running)
             until_all_have_data(server, list(dashboard_queries()), run.running)
             until_all_have_data(server, recorded(), run.running)
+            variables = list(variable_queries())
+            assert len(variables) == len(list(DIRECTORY.glob("*.json")))
+            for asked, label in variables:
+                assert server.label_values(label, asked) == [NAME]
 
             assert signal_worker(last, "reward-0", SIGKILL)
             restarts = series("ray_rewardtune_worker_restarts_total", {"role": "reward"})
