@@ -99,7 +99,7 @@ def first_steps(head: Head, runs: Path) -> dict[str, Any]:
 
 
 def statuses(head: Head, run: Path) -> dict[str, Any]:
-    """Seconds that `rewardtune status` takes beside the run, by its directory and by its cluster."""
+    """Seconds that `rewardtune status` takes beside the run, by its directory and its cluster."""
     asked = {"directory": [str(run)], "cluster": [run.name, "--address", head.address]}
     seconds: dict[str, list[float]] = {way: [] for way in asked}
     for _ in range(STATUSES):
