@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -227,11 +226,20 @@ class Controller:
         if self._stats is None:
             return
         status = self._status(self._stats)
-        write_status(Path(self._config.directory), status)
+        self._write(status)
         if self._scaling is not None:
             self._scaling.tell_status(status)
         self._metrics.update(status)
         self._on_status(status)
+
+    def _write(self, status: Mapping[str, Any]) -> None:
+        """To its file. A run does not end because it cannot tell: what it needs of the file system
+        says so itself.
+        """
+        try:
+            write_status(self._config.directory, status)
+        except OSError as error:  # such as a full disk
+            logger.warning("the status cannot be written: %s", error)
 
     def _status(self, stats: Stats) -> dict[str, Any]:
         status = run_status(self._config, self._pool.workers, stats, self._hacking.look())
@@ -257,10 +265,7 @@ class Controller:
             status = self._status(self._stats)
             if self._pool.learner.finished is None:
                 status["state"] = "failed"
-            try:
-                write_status(Path(self._config.directory), status)
-            except OSError as error:  # such as a full disk
-                logger.warning("the last status cannot be written: %s", error)
+            self._write(status)
             self._metrics.update(status)
             self._on_status(status)
         except Exception:

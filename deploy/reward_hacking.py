@@ -188,7 +188,18 @@ class RewardHackingWatch:
         self._found: RewardHacking | None = None
 
     def look(self) -> RewardHacking | None:
-        """What the evaluations so far say; reads them only when there are new ones."""
+        """What the evaluations so far say; reads them only when there are new ones.
+
+        Where the file system does not let it, it says what it said last, and tries again.
+        """
+        try:
+            return self._look()
+        except OSError as error:
+            self._seen = None
+            logger.warning("the evaluations so far cannot be read: %s", error)
+            return self._found
+
+    def _look(self) -> RewardHacking | None:
         evaluations = self._run_directory / EVALUATIONS_FILE
         if not evaluations.exists() or not (self._run_directory / METRICS_FILE).exists():
             return None

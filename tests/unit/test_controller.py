@@ -70,4 +70,18 @@ def test_a_last_status_that_cannot_be_written_is_told_all_the_same(tmp_path, cap
     (tmp_path / "run" / STATUS_FILE).mkdir()
     controller._report_end()
     assert [status["state"] for status in told] == ["failed"]
-    assert "the last status cannot be written" in caplog.text
+    assert "the status cannot be written" in caplog.text
+
+
+def test_a_file_system_that_fails_for_a_while_does_not_end_the_run(tmp_path, caplog):
+    told = []
+    controller = make_controller(tmp_path, told.append)
+    in_the_way = tmp_path / "run" / STATUS_FILE
+    in_the_way.mkdir()
+    controller._report_last()
+    assert "the status cannot be written" in caplog.text
+    assert len(told) == 1
+    in_the_way.rmdir()
+    controller._report_last()
+    assert json.loads(in_the_way.read_text())["state"] == "starting"
+    assert len(told) == 2

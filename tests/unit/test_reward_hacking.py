@@ -173,3 +173,15 @@ def test_files_are_read_only_when_there_is_a_new_evaluation(tmp_path):
     found = watch.look()
     (tmp_path / "metrics.jsonl").write_text("")  # would find nothing
     assert watch.look() is found is not None
+
+
+def test_files_that_cannot_be_read_for_a_while_are_read_later(tmp_path, caplog):
+    training, judged = lines()
+    write(tmp_path / "evaluations.jsonl", judged)
+    (tmp_path / "metrics.jsonl").mkdir()
+    watch = RewardHackingWatch(tmp_path, "mAP")
+    assert watch.look() is None
+    assert "cannot be read" in caplog.text
+    (tmp_path / "metrics.jsonl").rmdir()
+    write(tmp_path / "metrics.jsonl", training)
+    assert watch.look() is not None
