@@ -18,6 +18,7 @@ import yaml
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
 
 from deploy.config import RunConfig
 from deploy.config_file import PRESETS, ConfigError, config_files
@@ -133,16 +134,30 @@ def _git_commit(directory: Path) -> str | None:
 
 
 def _runtime_env(path: Path | None, config: RunConfig) -> dict[str, Any]:
-    values = {} if path is None else yaml.safe_load(path.read_text())
+    values = {} if path is None else _read_runtime_env(path)
+    # The time between SIGTERM and SIGKILL when the job is stopped; 3 s by default.
+    patience = int(config.cluster.stop_seconds) + LAST_WORDS_SECONDS
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(patience)}
+    return values | {"env_vars": variables | (values.get("env_vars") or {})}
+
+
+def _read_runtime_env(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--runtime-env {path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--runtime-env {path}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or "working_dir" in values:
         raise ConfigError(
             f"--runtime-env {path}: must be a mapping such as {{env_vars: {{A: b}}, pip: [c]}}, "
             "without working_dir, which --working-dir gives"
         )
-    # The time between SIGTERM and SIGKILL when the job is stopped; 3 s by default.
-    patience = int(config.cluster.stop_seconds) + LAST_WORDS_SECONDS
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(patience)}
-    return values | {"env_vars": variables | values.get("env_vars", {})}
+    try:
+        RuntimeEnv(**values)
+    except (TypeError, ValueError) as error:  # such as env_vars: {A: 1}, whose value is no text
+        raise ConfigError(f"--runtime-env {path}: Ray does not take it: {error}") from error
+    return values
 
 
 @contextlib.contextmanager

@@ -61,6 +61,37 @@ def test_a_runtime_environment_is_passed_on(tmp_path):
         describe(PRESET, "runs=/shared", runtime_env=path)
 
 
+@pytest.mark.parametrize("text", ["env_vars:\n", "env_vars: {}\n", "pip: [einops]\n"])
+def test_a_runtime_environment_without_variables_gets_ours(tmp_path, text):
+    path = tmp_path / "environment.yaml"
+    path.write_text(text)
+    environment = describe(PRESET, "runs=/shared", runtime_env=path).runtime_env
+    assert list(environment["env_vars"]) == ["RAY_JOB_STOP_WAIT_TIME_S"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("env_vars: {A: b\n", "not valid YAML"),
+        ("", "must be a mapping"),
+        ("- pip\n", "must be a mapping"),
+        ("env_vars: [A]\n", r"env_vars.*Dict"),
+        ("env_vars: {A: 1}\n", "value 1 is of type"),
+        ("pip: 3\n", "pip"),
+        ("3: a\n", "Ray does not take it"),
+    ],
+)
+def test_a_runtime_environment_that_is_none_is_refused_before_anything_is_sent(
+    tmp_path, text, told
+):
+    path = tmp_path / "environment.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"--runtime-env .*environment.yaml: .*{told}"):
+        describe(PRESET, "runs=/shared", runtime_env=path)
+    with pytest.raises(ConfigError, match="gone.yaml: cannot be read: No such file"):
+        describe(PRESET, "runs=/shared", runtime_env=tmp_path / "gone.yaml")
+
+
 def test_a_config_that_the_head_would_not_get_is_refused(tmp_path):
     outside = tmp_path / "mine.yaml"
     outside.write_text("name: mine\ntask: {kind: detection}\nmodel: {preset: tiny}\n")
