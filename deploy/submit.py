@@ -1,6 +1,5 @@
-"""A run as a Ray job: what is uploaded, how it starts on the head, and how it is followed."""
+"""A run as a Ray job: what is uploaded and how it starts on the head."""
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -17,7 +16,7 @@ from zipfile import ZipFile
 import yaml
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, create_package
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
 from deploy.config import RunConfig
@@ -28,7 +27,6 @@ IGNORED = (".git", ".venv", "venv", "__pycache__", "*.egg-info", ".*_cache", "/r
 LARGEST_SHOWN = 8
 # Beside the learner's own stop_seconds: the driver ends its actors and tells the last status.
 LAST_WORDS_SECONDS = 15
-INTERRUPTED = 130
 # What a head says in its first seconds.
 NO_AGENT, AGENT_SECONDS = "No available agent", 120.0
 LOOK_SECONDS = 0.5
@@ -246,20 +244,3 @@ def submit(client: JobSubmissionClient, job: Job, package: Path) -> str:
                 time.sleep(LOOK_SECONDS)
                 continue
             raise SubmitError(f"the cluster did not take the job: {error}") from error
-
-
-def follow(client: JobSubmissionClient, name: str) -> int:
-    """Prints a job's log until it ends; returns the driver's exit code, 130 when it was stopped."""
-
-    async def show() -> None:
-        async for lines in client.tail_job_logs(name):
-            print(lines, end="", flush=True)
-
-    asyncio.run(show())
-    while not (info := client.get_job_info(name)).status.is_terminal():
-        time.sleep(LOOK_SECONDS)
-    if info.status == JobStatus.STOPPED:
-        return INTERRUPTED
-    if info.driver_exit_code is None:
-        raise SubmitError(f"job {name} did not start: {info.message}")
-    return int(info.driver_exit_code)

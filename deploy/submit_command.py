@@ -36,6 +36,7 @@ def submit(
     from deploy import submit as jobs
     from deploy.config import RunConfig
     from deploy.config_file import read_config
+    from deploy.follow import follow as follow_job
 
     changes = [*(overrides or []), *([f"runs={runs}"] if runs is not None else [])]
     resolved = read_config(config, changes, RunConfig)
@@ -52,7 +53,7 @@ def submit(
         _say(f"to stop it: ray job stop {where} {name}")
         return
     try:
-        code = jobs.follow(client, name)
+        code = follow_job(client, name)
     except KeyboardInterrupt:
         _say(f"\nno longer followed; {name} goes on")
         _say(f"its log: ray job logs --follow {where} {name}")

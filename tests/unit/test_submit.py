@@ -88,7 +88,7 @@ def test_a_runtime_environment_that_is_none_is_refused_before_anything_is_sent(
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"--runtime-env .*environment.yaml: .*{told}"):
         describe(PRESET, "runs=/shared", runtime_env=path)
-    with pytest.raises(ConfigError, match="gone.yaml: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read: No such file"):
         describe(PRESET, "runs=/shared", runtime_env=tmp_path / "gone.yaml")
 
 
