@@ -69,7 +69,9 @@ class Sampler(PullingWorker):
         self._keeper.hold(leases)
         try:
             with self._keeper.working_on(leases):
-                payloads = self._sample(leases)
+                payloads, failed = self._sample(leases)
+            if failed:
+                self._queue.fail(failed)
             if payloads:
                 self._queue.complete(payloads)
             self.status.groups += len(payloads)
@@ -130,13 +132,16 @@ class Sampler(PullingWorker):
                     raise
                 time.sleep(0.1)
 
-    def _sample(self, leases: list[Lease]) -> list[tuple[str, bytes]]:
+    def _sample(
+        self, leases: list[Lease]
+    ) -> tuple[list[tuple[str, bytes]], list[tuple[str, str, FailureKind]]]:
+        """What to complete, and what to fail, by the leases' ids."""
         first = leases[0].ordinal // self._block * self._block
         tickets = [self._ticket(ordinal) for ordinal in range(first, first + self._block)]
         began = time.monotonic()
         loaded = self._loaded(leases, tickets[0].policy_version)
         if loaded is None:
-            return []
+            return [], []
         version, params = loaded
         self.status.loading_weights += time.monotonic() - began
         self.status.policy_version = version
@@ -150,8 +155,6 @@ class Sampler(PullingWorker):
         self.status.tokens += int(samples.lengths.sum())
         payloads = []
         failed = [(lease.id, *broken[lease.ordinal]) for lease in leases if lease.ordinal in broken]
-        if failed:
-            self._queue.fail(failed)
         for lease in leases:
             if lease.ordinal in broken:
                 continue
@@ -164,4 +167,4 @@ class Sampler(PullingWorker):
                 engine=self._engine_name,
             )
             payloads.append((lease.id, sampled.to_bytes()))
-        return payloads
+        return payloads, failed

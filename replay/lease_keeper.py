@@ -15,13 +15,16 @@ from replay.queue import Lease, QueueClosed, QueueUnavailable, ReplayQueue
 
 logger = logging.getLogger(__name__)
 
+LAST_WORDS_SECONDS = 5.0
+"""The longest that a queue may take to hear why a worker ends; else its leases run out."""
+
 
 class LeaseKeeper:
-    """Renews leases from a thread of its own.
+    """Renews leases from a thread of its own, and watches the deadline from another.
 
     When an item takes longer than `deadline` seconds, the keeper fails that item, gives the others
     back untouched and calls `on_stuck(reason)`, which ends the process: a thread that hangs
-    cannot be ended otherwise.
+    cannot be ended otherwise. A queue that is away, which calls to it wait for, delays none of it.
 
     Attributes:
       on_lost: told the ids of leases that are not held any more, so that work which waits
@@ -45,10 +48,12 @@ class LeaseKeeper:
         self._working_on: tuple[frozenset[str], float] | None = None
         self.on_lost: Callable[[set[str]], None] = lambda lost: None
         self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._keep, args=(ttl / 3,), name="lease-keeper", daemon=True
-        )
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._or_end, args=(loop, ttl / 3), name=name, daemon=True)
+            for name, loop in (("lease-keeper", self._renew), ("deadline", self._watch))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def hold(self, leases: Iterable[Lease]) -> None:
         """From now on these are renewed, until they are dropped."""
@@ -88,25 +93,22 @@ class LeaseKeeper:
     def close(self) -> None:
         """Stops renewing."""
         self._closed.set()
-        self._thread.join(timeout=5)
+        for thread in self._threads:
+            thread.join(timeout=5)
 
-    def _keep(self, every: float) -> None:
+    def _or_end(self, loop: Callable[[float], None], every: float) -> None:
         try:
-            self._renew_forever(every)
+            loop(every)
         except Exception as error:
             # Without this thread the leases run out while the work goes on: better end it all.
             logger.exception("the lease keeper failed")
             self._on_stuck(f"could not keep its leases: {type(error).__name__}: {error}")
             raise
 
-    def _renew_forever(self, every: float) -> None:
+    def _renew(self, every: float) -> None:
         while not self._closed.wait(every):
             with self._lock:
                 held = dict(self._held)
-                working_on = self._working_on
-            if working_on is not None and self._clock() - working_on[1] > self._deadline:
-                self._give_up(held, working_on[0])
-                return
             if held:
                 try:
                     lost = set(held) - set(self._queue.renew(list(held)))
@@ -118,13 +120,30 @@ class LeaseKeeper:
                     self.drop(held[lease_id] for lease_id in lost)
                     self.on_lost(lost)
 
+    def _watch(self, every: float) -> None:
+        while not self._closed.wait(every):
+            with self._lock:
+                held = dict(self._held)
+                working_on = self._working_on
+            if working_on is not None and self._clock() - working_on[1] > self._deadline:
+                self._closed.set()  # nothing is renewed any more
+                self._give_up(held, working_on[0])
+                return
+
     def _give_up(self, held: dict[str, Lease], stuck: frozenset[str]) -> None:
         ordinals = [held[lease_id].ordinal for lease_id in sorted(stuck & set(held))]
         reason = f"exceeded its deadline of {self._deadline:g} s on ordinals {ordinals}"
-        try:
-            self._queue.fail(
-                [(lease_id, reason, FailureKind.INFRASTRUCTURE) for lease_id in sorted(stuck)]
-            )
-            self._queue.release([lease_id for lease_id in held if lease_id not in stuck])
-        finally:
-            self._on_stuck(reason)
+
+        def tell() -> None:
+            try:
+                self._queue.fail(
+                    [(lease_id, reason, FailureKind.INFRASTRUCTURE) for lease_id in sorted(stuck)]
+                )
+                self._queue.release([lease_id for lease_id in held if lease_id not in stuck])
+            except Exception:  # whatever it is, the process must end, and the leases run out
+                logger.exception("the queue did not hear why this worker ends")
+
+        telling = threading.Thread(target=tell, name="last-words", daemon=True)
+        telling.start()
+        telling.join(LAST_WORDS_SECONDS)
+        self._on_stuck(reason)

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from protos.trajectory import FailureKind
+from replay import lease_keeper
 from replay.lease_keeper import LeaseKeeper
 from replay.queue import Lease, QueueUnavailable, Stage
 
@@ -164,23 +165,43 @@ def test_an_unreachable_queue_is_asked_again(kept):
     assert not stuck.is_set()
 
 
-def test_a_queue_that_refuses_the_failure_does_not_save_a_stuck_worker(kept):
+def test_a_queue_that_refuses_the_failure_does_not_save_a_stuck_worker(kept, caplog):
     queue, keeper, clock, stuck = kept
 
     def refuse(items):
         raise QueueUnavailable("no answer")
 
     queue.fail = refuse
-    # The thread ends with the refusal; that it says so is not what this test is about.
-    quiet, threading.excepthook = threading.excepthook, lambda arguments: None
+    keeper.hold([lease(1)])
+    with keeper.working_on([lease(1)]):
+        clock.now = 11.0
+        assert stuck.wait(WAIT)
+    assert "QueueUnavailable: no answer" in caplog.text
+
+
+@pytest.mark.parametrize("hanging", [("renew",), ("renew", "fail"), ("fail",)])
+def test_a_queue_that_is_away_does_not_save_a_stuck_worker(kept, hanging, monkeypatch):
+    queue, keeper, clock, stuck = kept
+    monkeypatch.setattr(lease_keeper, "LAST_WORDS_SECONDS", 0.05)
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(items):
+        asked.set()
+        over.wait(WAIT)
+        return []
+
+    for method in hanging:
+        setattr(queue, method, hang)
     try:
         keeper.hold([lease(1)])
         with keeper.working_on([lease(1)]):
+            assert "renew" not in hanging or asked.wait(WAIT)
             clock.now = 11.0
             assert stuck.wait(WAIT)
-        keeper.close()
     finally:
-        threading.excepthook = quiet
+        over.set()
+    (reason,) = stuck.reasons
+    assert "deadline of 10 s on ordinals [1]" in reason
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
