@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from deploy.looking import look_again_and_again
 from learner.packed_weights import Manifest, WeightsError
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class Policies:
         self._weights, self._put = weights, put
         self._held: deque[tuple[Manifest, Any]] = deque(maxlen=KEPT)
         self._lock = threading.Lock()
-        self._closed = threading.Event()
-        threading.Thread(target=self._look, name="policies", daemon=True).start()
+        # As long as the process, which has one sampler.
+        look_again_and_again(self._look, LOOK_SECONDS, "policies", threading.Event())
 
     def load(self, version: int | None) -> tuple[int, Any]:
         """A version (None: the newest) and its parameters on the device.
@@ -55,10 +56,6 @@ class Policies:
         # A version may be published anew, by a learner that went back: its number is not enough.
         manifest = self._weights.manifest(version)
         return manifest.version, self._get(manifest)
-
-    def close(self) -> None:
-        """Stops to look."""
-        self._closed.set()
 
     def _get(self, manifest: Manifest) -> Any:
         with self._lock:
@@ -71,11 +68,10 @@ class Policies:
             return params
 
     def _look(self) -> None:
-        while not self._closed.wait(LOOK_SECONDS):
-            try:
-                self._get(self._weights.manifest(None))
-            except WeightsError as error:  # who asks for a version is told so
-                logger.debug("no policy is loaded ahead: %s", error)
+        try:
+            self._get(self._weights.manifest(None))
+        except WeightsError as error:  # who asks for a version is told so
+            logger.debug("no policy is loaded ahead: %s", error)
 
 
 def to_device(params: Any) -> Any:

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import ActorUnavailableError
 
 from deploy.kill import kill_process
+from deploy.looking import look_again_and_again
 from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError
 from learner.weight_store import WeightStore
 from replay.queue_actor import QueueActor
@@ -143,17 +144,21 @@ def silent_ones_ended(services: Sequence[Service], patience: float) -> Iterator[
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(LOOK_SECONDS):
-            calls = {service.handle.describe.remote(): service for service in services}
-            _, silent = ray.wait(list(calls), num_returns=len(calls), timeout=patience)
-            for service in [calls[call] for call in silent]:
-                # Where it is not known yet, or no more, it is starting.
-                if service.where and not over.is_set():
-                    logger.warning("the %s has not answered for %g s", service.name, patience)
+        calls = {service.handle.describe.remote(): service for service in services}
+        _, silent = ray.wait(list(calls), num_returns=len(calls), timeout=patience)
+        failed: Exception | None = None
+        for service in [calls[call] for call in silent]:
+            # Where it is not known yet, or no more, it is starting.
+            if service.where and not over.is_set():
+                logger.warning("the %s has not answered for %g s", service.name, patience)
+                try:
                     kill_process(service.where["node"], service.where["pid"])
+                except Exception as error:  # noqa: BLE001  # raised when the others had their turn
+                    failed = error
+        if failed is not None:
+            raise failed
 
-    thread = threading.Thread(target=look, name="silent-services", daemon=True)
-    thread.start()
+    thread = look_again_and_again(look, LOOK_SECONDS, "silent services", over)
     try:
         yield
     finally:

@@ -55,7 +55,6 @@ def test_a_version_is_loaded_when_it_is_published_and_the_one_before_stays(store
         assert loading.load(None) == (version, [version] * 2)
         assert loading.load(max(0, version - 1))[1] == [max(0, version - 1)] * 2
     assert store.loads == [(version, "policies") for version in range(3)]
-    loading.close()
 
 
 def test_who_asks_for_a_version_that_is_being_loaded_waits_for_it(store):
@@ -69,7 +68,6 @@ def test_who_asks_for_a_version_that_is_being_loaded_waits_for_it(store):
     asking.join(WAIT)
     assert found[0][1]["w"].tolist() == [5, 5]
     assert len(store.loads) == 1
-    loading.close()
 
 
 def test_a_version_that_was_published_anew_is_loaded_anew(store):
@@ -78,4 +76,21 @@ def test_a_version_that_was_published_anew_is_loaded_anew(store):
     assert loading.load(1)[1]["w"].tolist() == [1, 1]
     store.put(1, 2)
     assert loading.load(1)[1]["w"].tolist() == [2, 2]
-    loading.close()
+
+
+def test_a_fault_of_the_thread_is_logged_and_it_goes_on(store, caplog):
+    store.put(0, 0)
+    broken = [MemoryError("no room on the device"), MemoryError("no room on the device")]
+
+    def put(params):
+        if broken and threading.current_thread().name == "policies":
+            raise broken.pop()
+        return params["w"].tolist()
+
+    loading = Policies(store, put)
+    until(lambda: not broken)
+    assert loading.load(None) == (0, [0, 0])
+    store.put(1, 1)
+    until(lambda: (1, "policies") in store.loads)
+    (record,) = [r for r in caplog.records if "'policies' failed" in r.message]
+    assert "MemoryError: no room on the device" in record.exc_text
