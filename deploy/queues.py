@@ -83,6 +83,7 @@ def start_queue(
             ray.kill(handle)
         return
     from replay.redis_queue import RedisReplayQueue
+    from replay.redis_runs import open_when_free
 
     connection = redis_connection(config.replay)
     connection.on_waiting = on_waiting
@@ -90,7 +91,7 @@ def start_queue(
         queue = RedisReplayQueue(connection, config.name)
         owner = f"{socket.gethostname()}:{config.directory}"
         told = config.model_dump_json()
-        if queue.open(config.queue_config(), owner, identity, told):
+        if open_when_free(queue, config.queue_config(), owner, identity, told):
             logger.info("the queue in Redis is taken up again")
         yield RunQueue(queue, connection)
     finally:

@@ -231,8 +231,9 @@ end
 function operations.open(arguments)
   local owner, seconds, identity = arguments[1], tonumber(arguments[2]), arguments[3]
   local before = call('HMGET', meta, 'owner', 'seen', 'identity')
-  if before[1] and before[1] ~= owner and now - (tonumber(before[2]) or 0) < seconds then
-    return {'taken', before[1]}
+  local ago = now - (tonumber(before[2]) or 0)
+  if before[1] and before[1] ~= owner and ago < seconds then
+    return {'taken', before[1], before[2], exact(ago)}
   end
   local goes_on = found[1] and before[3] == identity
   begin_writing()

@@ -52,7 +52,16 @@ Argument = bytes | str | int | float
 
 
 class RunTaken(QueueUnavailable):
-    """Another controller is at work on a run of this name in the same Redis."""
+    """Another controller is at work on a run of this name in the same Redis.
+
+    Attributes:
+      seen: when it was last seen there, by Redis's clock.
+      free_in: seconds until the run can be taken, if it is not seen again.
+    """
+
+    def __init__(self, reason: str, seen: float, free_in: float) -> None:
+        super().__init__(reason)
+        self.seen, self.free_in = seen, free_in
 
 
 class RedisReplayQueue:
@@ -306,10 +315,14 @@ class RedisReplayQueue:
         if verdict == b"invalid":
             raise ValueError(results[0].decode())
         if verdict == b"taken":
+            owner, (seen, ago) = results[0].decode(), map(float, results[1:])
             raise RunTaken(
                 f"Redis at {self.connection.name} holds a run {self._run} that is at work in "
-                f"{results[0].decode()}; give this run another name with name=NAME, or wait "
-                f"{OWNER_SECONDS:g} s after that one has ended"
+                f"{owner}, seen {ago:.0f} s ago; stop that one, or give this run another name with "
+                f"name=NAME. A run that was killed can be taken {OWNER_SECONDS:g} s after it was "
+                f"last seen: in {max(0.0, OWNER_SECONDS - ago):.0f} s, if it was",
+                seen,
+                OWNER_SECONDS - ago,
             )
         raise self._no_such_run()
 

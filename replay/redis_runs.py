@@ -1,12 +1,20 @@
 """The runs whose queues a Redis holds, and their removal."""
 
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
+from replay.config import QueueConfig
 from replay.redis_connection import RedisConnection
-from replay.redis_queue import OWNER_SECONDS, PREFIX, key_prefix
+from replay.redis_queue import OWNER_SECONDS, PREFIX, RedisReplayQueue, RunTaken, key_prefix
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,34 @@ class StoredRun:
 
 class RunAtWork(ValueError):
     """A run that would lose its queue while it uses it."""
+
+
+def open_when_free(
+    queue: RedisReplayQueue,
+    config: QueueConfig,
+    owner: str,
+    identity: str,
+    run_config: str = "",
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """`RedisReplayQueue.open`; a run whose owner was killed is waited for until it is free.
+
+    One that lives is seen again within a second or two: only after a dead one all of it is waited.
+
+    Raises:
+      RunTaken: its owner is at work.
+    """
+    first: RunTaken | None = None
+    while True:
+        try:
+            return queue.open(config, owner, identity, run_config)
+        except RunTaken as taken:
+            if first is not None and taken.seen != first.seen:
+                raise
+            if first is None:
+                logger.warning("waits up to %.0f s for it: %s", taken.free_in, taken)
+            first = taken
+        sleep(LOOK_SECONDS)
 
 
 def stored_runs(connection: RedisConnection) -> list[StoredRun]:

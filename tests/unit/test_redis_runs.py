@@ -9,8 +9,8 @@ from deploy.cli import app
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.queue import Completion, Frontier, QueueUnavailable, Stage
-from replay.redis_queue import RedisReplayQueue, RunTaken, key_prefix
-from replay.redis_runs import RunAtWork, remove_run, stored_runs
+from replay.redis_queue import OWNER_SECONDS, RedisReplayQueue, RunTaken, key_prefix
+from replay.redis_runs import RunAtWork, open_when_free, remove_run, stored_runs
 from tests.redis_server import MISSING, redis_server
 from tests.unit.test_redis_queue import CONFIG, mint, open_run, pass_stage
 
@@ -88,6 +88,34 @@ def test_a_run_is_at_work_while_its_owner_asks_and_not_while_others_do(server):
     now[0] += 40
     owner.stats()  # its place is taken
     of_run().open(CONFIG, "yet another", "a run")
+
+
+def test_the_next_controller_waits_for_one_that_was_killed_and_not_for_one_that_lives(server):
+    now = [1000.0]
+
+    def of_run():
+        return RedisReplayQueue(server.connect(), "killed", mint, clock=lambda: now[0])
+
+    owner, rival = of_run(), of_run()
+    owner.open(CONFIG, "pod-0", "a run")
+    owner.stats()
+    now[0] += 4
+
+    def while_it_lives(seconds):
+        now[0] += seconds
+        owner.stats()
+
+    with pytest.raises(RunTaken, match=r"at work in pod-0, seen \d s ago.*after it was last seen"):
+        open_when_free(rival, CONFIG, "pod-1", "a run", sleep=while_it_lives)
+
+    def while_it_is_dead(seconds):
+        now[0] += seconds
+
+    died = now[0]
+    with pytest.raises(RunTaken, match="last seen: in 30 s, if it was"):
+        rival.open(CONFIG, "pod-1", "a run")
+    assert open_when_free(rival, CONFIG, "pod-1", "a run", sleep=while_it_is_dead)
+    assert now[0] - died == pytest.approx(OWNER_SECONDS)
 
 
 def test_a_command_that_resumes_finds_its_groups_and_gives_back_all_leases(server):
