@@ -9,7 +9,8 @@
 -- ARGV: operation, number, '1' for a repeated request, the time ('' for Redis's own), arguments.
 -- Returns {verdict, result}: 'ok', 'missing' (no such run here), 'closed', 'full', 'restarting' (come
 -- again), 'invalid' (with
--- the reason), 'taken' (with the owner) or 'fenced' (with the epoch of a learner whose place is taken).
+-- the reason), 'taken' (with the owner, when it was last seen, and how long ago) or 'fenced' (with the
+-- epoch of a learner whose place is taken).
 --
 -- meta         hash: settings, frontier, counters
 -- items        hash: ordinal -> {stage, failed, tombstone, lease id, since, reasons, how many groups
@@ -88,7 +89,7 @@ local found = call('HMGET', meta, 'incarnation', 'restarting', unpack(FIELDS))
 if not found[1] and operation ~= 'open' then return {'missing'} end
 for i, field in ipairs(FIELDS) do run[field] = tonumber(found[i + 2]) end
 run.incarnation = found[1]
-local restarting = found[2] and cmsgpack.unpack(found[2])  -- see redis_queue.lua
+local restarting = found[2] and cmsgpack.unpack(found[2])  -- see redis_restart.lua
 
 -- Reads and writes are gathered, since a command costs more than what it carries: groups and leases
 -- are read many at a time and kept here, writes are made at the end, or before what they write is
