@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images.healthcheck import main, raylet_fault, server_fault
+from deploy.images.healthcheck import TLS, main, raylet_fault, server_fault
 from protos.edge import EdgeOptions, EdgeServer
+from tests.certificates import self_signed
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 DOCKERFILES = sorted((REPOSITORY / "deploy/images").glob("*.Dockerfile"))
@@ -51,6 +53,11 @@ def test_images_are_pinned_run_without_root_and_tell_their_health(path):
     assert [word for word, _ in steps].index("USER") < [word for word, _ in steps].index("CMD")
     (health,) = (rest for word, rest in steps if word == "HEALTHCHECK")
     assert "deploy.images.healthcheck" in health
+
+
+def test_what_builds_the_package_is_pinned():
+    build = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["build-system"]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", each) for each in build["requires"])
 
 
 def test_copied_paths_exist_and_are_let_into_the_context():
@@ -104,6 +111,35 @@ def test_healthcheck_asks_a_grpc_server():
     well, ended, address = asyncio.run(ask())
     assert well is None
     assert ended == f"no server answers at {address}: UNAVAILABLE"
+
+
+def test_healthcheck_asks_a_server_with_mutual_tls(tmp_path, monkeypatch, capsys):
+    certificate, key = self_signed(tmp_path, "rewards.example")
+
+    async def ask() -> tuple[list[str | None], str]:
+        options = EdgeOptions(certificate=certificate, key=key, client_ca=certificate)
+        server = EdgeServer({"test.Service": {}}, options)
+        address = await server.start()
+        faults = []
+        for variables in (
+            {},
+            {"CA": certificate, "CERTIFICATE": certificate, "KEY": key},
+            {"NAME": "rewards.example"},
+        ):
+            for name, value in variables.items():
+                monkeypatch.setenv(f"REWARDTUNE_HEALTH_{name}", str(value))
+            faults.append(await asyncio.to_thread(server_fault, address))
+        await server.stop(0)
+        return faults, address
+
+    (plain, nameless, well), address = asyncio.run(ask())
+    assert plain == nameless == f"no server answers at {address}: UNAVAILABLE"
+    assert well is None
+    monkeypatch.delenv("REWARDTUNE_HEALTH_KEY")
+    assert main(["server", address]) == 1
+    assert "needs both this client's certificate and its key" in capsys.readouterr().out
+    told = (REPOSITORY / "docs/kubernetes.md").read_text()
+    assert all(f"`REWARDTUNE_HEALTH_{name}`" in told for name in TLS)
 
 
 @contextmanager

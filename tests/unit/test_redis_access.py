@@ -14,9 +14,9 @@ from replay.redis_connection import RedisConnection, RedisRefused, RedisSettings
 from replay.redis_fitness import RedisUnfit, check_fitness
 from replay.redis_queue import RedisReplayQueue
 from replay.redis_runs import remove_run
+from tests.certificates import self_signed
 from tests.queues import LONG, in_a_loop
 from tests.redis_server import MISSING, redis_server
-from tests.unit.test_reward_service import self_signed
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 

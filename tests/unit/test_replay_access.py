@@ -14,10 +14,10 @@ from protos.trajectory import WireError
 from replay.queue import Completion, Frontier, QueueUnavailable, Stage
 from replay.remote_queue import RemoteReplayQueue
 from replay.wire import SERVICE
+from tests.certificates import self_signed
 from tests.queues import advance, ordinals
 from tests.remote_rewards import WAIT
 from tests.unit.test_replay_service import CONFIG, QUICK, raw, serving
-from tests.unit.test_reward_service import self_signed
 
 
 def call(number=1, caller="hostile"):

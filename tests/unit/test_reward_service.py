@@ -25,6 +25,7 @@ from protos.trajectory import (
 from rewards import remote as remote_module
 from rewards.remote import RemoteReward, RemoteRewardError
 from rewards.service import ComputedScorer
+from tests.certificates import self_signed
 from tests.remote_rewards import (
     QUICK,
     TASK,
@@ -226,35 +227,3 @@ def test_tls_checks_the_server_against_the_given_certificates(tmp_path: Path):
         for options in ({}, {"tls": True}):
             with pytest.raises(RemoteRewardError, match="no reward answers"):
                 RemoteReward(TASK, server.address, **QUICK, **options)
-
-
-def self_signed(directory: Path) -> tuple[Path, Path]:
-    import datetime
-    import ipaddress
-
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rewards")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    encoding = serialization.Encoding.PEM
-    (directory / "cert.pem").write_bytes(certificate.public_bytes(encoding))
-    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (directory / "key.pem").write_bytes(key.private_bytes(encoding, *private))
-    return directory / "cert.pem", directory / "key.pem"
