@@ -23,9 +23,16 @@ from replay.resources import Resources
 
 logger = logging.getLogger(__name__)
 
+# Ray ends the actors of a driver that is gone within seconds.
+ENDING_SECONDS = 15.0
+
 
 class PlacementError(RuntimeError):
     """The cluster cannot hold what the config asks for; the message has both."""
+
+
+class NameTaken(RuntimeError):
+    """Another run of this name is at work in the cluster."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,35 @@ def _python_path() -> str:
     repository = str(Path(__file__).resolve().parent.parent)
     paths = [str(Path.cwd()), repository, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.pathsep.join(dict.fromkeys(path for path in paths if path))
+
+
+def check_name_is_free(run: str, actors: Sequence[str]) -> None:
+    """Looks for another run of this name in the cluster; waits a little for one that is ending.
+
+    Args:
+      run: its name.
+      actors: names that it is about to give; those of a run that has ended are free.
+
+    Raises:
+      NameTaken: one is at work.
+    """
+    patient_until = time.monotonic() + ENDING_SECONDS
+    while taken := [actor for actor in actors if _is_there(actor)]:
+        if time.monotonic() > patient_until:
+            raise NameTaken(
+                f"a run named {run} is at work in this Ray cluster (it has {', '.join(taken)}): "
+                "give this one another name with name=NAME, or stop that one; `rewardtune status "
+                "--address HOST:PORT` shows it"
+            )
+        time.sleep(0.2)
+
+
+def _is_there(actor: str) -> bool:
+    try:
+        ray.get_actor(actor)
+    except ValueError:
+        return False
+    return True
 
 
 def actor_options(resources: Resources, name: str) -> dict[str, Any]:

@@ -16,7 +16,13 @@ import ray
 
 from deploy import processes
 from deploy.bottleneck import find_bottleneck
-from deploy.cluster import actor_options, beside_the_driver, check_placement, connect
+from deploy.cluster import (
+    actor_options,
+    beside_the_driver,
+    check_name_is_free,
+    check_placement,
+    connect,
+)
 from deploy.config import RunConfig
 from deploy.logs import log_of_run
 from deploy.monitoring.exporter import RunMetrics
@@ -80,6 +86,10 @@ class Controller:
             started_here = connect(self._config.cluster, f"rewardtune-{self._config.name}")
             logger.info("the run begins: process %d on %s", os.getpid(), socket.gethostname())
             try:
+                names = (processes.QUEUE, processes.WEIGHTS, TARGETS)
+                check_name_is_free(
+                    self._config.name, [processes.actor_name(self._config, n) for n in names]
+                )
                 check_placement(run_requests(self._config), self._config.cluster, stop)
                 with self._services() as (run_queue, store_handle):
                     self._queue = run_queue

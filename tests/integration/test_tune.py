@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy import cluster
 from deploy.run_directory import read_status
 from learner.metrics import read_metrics
 from learner.stop import StopRequest
@@ -132,6 +133,24 @@ def test_a_second_run_in_the_same_directory_is_refused(tune: Tune, undisturbed: 
         tune(undisturbed.config.name)
 
 
+def test_a_second_run_of_a_name_in_one_cluster_is_refused_before_it_starts_anything(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ENDING_SECONDS", 0.0)
+    refused: list[bool] = []
+
+    def try_another(status: Mapping[str, Any], stop: StopRequest) -> None:
+        if not refused:
+            refused.append(True)
+            with pytest.raises(cluster.NameTaken, match=r"a run named twice is at work.*name=NAME"):
+                tune("twice", {"runs": str(tmp_path)})
+
+    run = tune("twice", None, try_another)
+    assert refused
+    assert run.result["step"] == STEPS
+    assert not (tmp_path / "twice" / "status.json").exists()
+
+
 def test_logs_of_every_process_stand_in_the_run_directory(undisturbed: Run) -> None:
     names = {path.name for path in Path(undisturbed.directory / "logs").iterdir()}
-    assert names == {"learner.log", "sampler.log", "reward.log"}
+    assert names == {"controller.log", "learner.log", "sampler.log", "reward.log"}
