@@ -13,6 +13,8 @@ IDLE = 0.05
 STALLED_SECONDS = 20.0
 ENDED = ("finished", "stopped", "failed")
 POOLS = {"sampler": "samplers", "reward": "reward workers"}
+SECTIONS = {"sampler": "actors", "reward": "rewards"}
+"""Of the config, and of `rewardtune scale`."""
 _NAMES = {"learner": "the learner", **POOLS}
 
 
@@ -75,15 +77,23 @@ def _not_all_there(status: Mapping[str, Any]) -> Bottleneck | None:
         return Bottleneck("learner", "the run is starting: the learner is not at work yet")
     if status["state"] == "waiting for a learner":
         return Bottleneck("learner", "the run waits for a learner from outside")
+    outside = {worker["role"] for worker in status.get("outside", ())}
     for role, name in POOLS.items():
         states = status["roles"].get(role, {}).get("workers", {})
-        if states.get("pending") and not states.get("running") and not states.get("draining"):
-            one = name.removesuffix("s")
-            return Bottleneck(
-                role,
-                f"no {one} is at work: {states['pending']} pending, still starting or without "
-                "room in the cluster; `rewardtune doctor` tells which",
+        if role in outside or states.get("running") or states.get("draining"):
+            continue
+        one = name.removesuffix("s")
+        if pending := states.get("pending"):
+            why = (
+                f"{pending} pending, still starting or without room in the cluster; `rewardtune "
+                "doctor` tells which"
             )
+        else:
+            why = (
+                f"none is wanted, and none works from outside; `rewardtune scale "
+                f"{SECTIONS[role]}=N` starts some, `rewardtune work {role}` joins one"
+            )
+        return Bottleneck(role, f"no {one} is at work: {why}")
     return None
 
 

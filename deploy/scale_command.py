@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from deploy.bottleneck import ENDED
 from deploy.cli_output import AsJson, console
 from deploy.config_file import ConfigError
 from deploy.environment import use_token_of_this_machine
 from deploy.run_directory import read_status
-from deploy.status import is_over
+from deploy.status import is_over, is_silent
 from deploy.status_command import RUNS, find_run, statuses_below
 
 if TYPE_CHECKING:
@@ -90,8 +91,24 @@ def join_cluster_of(run: str | None, address: str | None) -> str | None:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         status = _status_of(run)
+        if status["state"] in ENDED:
+            raise ConfigError(
+                f"the run {status['run']} has ended ({status['state']}, step {status['step']} of "
+                f"{status['steps']}): only one that is at work can be scaled"
+            )
         name, address = status["run"], status["cluster"]
         use_token_of_this_machine()
+        try:
+            join_cluster(address)
+        except ConfigError as error:
+            if not is_silent(status):
+                raise
+            age = time.time() - status["time"]
+            raise ConfigError(
+                f"the run {name} is no longer running: its last status is {age:.0f} s old, and "
+                f"there is {error}"
+            ) from error
+        return name
     join_cluster(address)
     return name
 

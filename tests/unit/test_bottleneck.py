@@ -103,6 +103,19 @@ def test_a_run_in_which_nothing_moves_says_where_its_groups_are():
     assert "3 of 16 groups out: 3 to_sample" in sentence
 
 
+def test_a_pool_without_workers_is_what_is_waited_for_and_what_helps_is_told():
+    workers = {"learner": 1, "sampler": 2, "reward": 0}
+    busy = {"learner": 0.0, "sampler": 0.0}
+    found = find_bottleneck(Imagined(workers=workers, busy=busy, per_second=0.0).status())
+    assert found.role == "reward"
+    assert found.sentence.startswith("no reward worker is at work: none is wanted")
+    assert "`rewardtune scale rewards=N`" in found.sentence
+    none = said(workers={"learner": 1, "sampler": 0, "reward": 4}, busy={}, per_second=0.0)
+    assert "`rewardtune scale actors=N`" in none
+    leaving = Imagined(states={"reward": "draining"}, busy={"learner": 0.0, "sampler": 0.95})
+    assert "no reward worker" not in find_bottleneck(leaving.status()).sentence
+
+
 def test_nothing_pending_at_all_is_told():
     empty = dict.fromkeys(("to_sample", "to_score", "to_train"), (0, 0))
     busy = {"learner": 0.0, "sampler": 0.0, "reward": 0.0}

@@ -28,9 +28,7 @@ def hurry(monkeypatch):
 def test_a_run_whose_name_another_one_has_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.setattr(cluster, "ENDING_SECONDS", 0.0)
     monkeypatch.setattr(cluster, "ray", Actors({"mine/weights"}, looks=1000))
-    with pytest.raises(
-        cluster.NameTaken, match=r"mine .* \(it has mine/weights\).*name=NAME"
-    ):
+    with pytest.raises(cluster.NameTaken, match=r"mine .* \(it has mine/weights\).*name=NAME"):
         cluster.check_name_is_free("mine", ["mine/queue", "mine/weights"])
     cluster.check_name_is_free("yours", ["yours/queue", "yours/weights"])
 

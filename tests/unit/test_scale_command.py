@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from deploy import scale_command
+from deploy import scale_command, targets
 from deploy.config_file import ConfigError
 from deploy.run_directory import RunDirectoryError
 
@@ -14,7 +14,7 @@ def write_status(directory, name, state="training", age=0.0):
     run = directory / "runs" / name
     run.mkdir(parents=True)
     status = {"run": name, "state": state, "time": time.time() - age, "cluster": f"at-{name}:1"}
-    status["workers"] = []
+    status |= {"workers": [], "step": 3, "steps": 5}
     (run / "status.json").write_text(json.dumps(status))
 
 
@@ -51,3 +51,23 @@ def test_a_run_is_named_by_name_or_directory(tmp_path, monkeypatch):
         assert scale_command._status_of(name)["run"] == "mine"
     with pytest.raises(RunDirectoryError, match=r"no status of .other."):
         scale_command._status_of("other")
+
+
+def test_a_run_that_has_ended_is_not_looked_for_in_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # else the process begins again with it
+
+    def no_cluster(address):
+        raise ConfigError(f"no Ray cluster at {address!r}: refused")
+
+    monkeypatch.setattr(targets, "join_cluster", no_cluster)
+    write_status(tmp_path, "over", state="finished")
+    with pytest.raises(ConfigError, match=r"run over has ended \(finished, step 3 of 5\)"):
+        scale_command.join_cluster_of("over", None)
+    write_status(tmp_path, "killed", age=1000)
+    with pytest.raises(ConfigError, match=r"run killed is no longer running: .* 1000 s old.*at-k"):
+        scale_command.join_cluster_of("killed", None)
+    write_status(tmp_path, "alive")
+    with pytest.raises(ConfigError, match=r"^no Ray cluster at 'at-alive:1'"):
+        scale_command.join_cluster_of("alive", None)
