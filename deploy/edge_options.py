@@ -29,6 +29,9 @@ class ServerOptions:
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="PEM certificates that must have signed the callers' own.")
     ] = None
+    request_mib: Annotated[
+        int, typer.Option(min=64, help="Memory that requests may take at once, in MiB.")
+    ] = 4096
 
     def at(self, port: int) -> "EdgeOptions":
         """Of a server at a port."""
@@ -37,7 +40,13 @@ class ServerOptions:
 
         token = TokenSource(self.token_env, self.token_file)
         return EdgeOptions(
-            self.host, port, token, self.tls_certificate, self.tls_key, self.tls_client_ca
+            self.host,
+            port,
+            token,
+            self.tls_certificate,
+            self.tls_key,
+            self.tls_client_ca,
+            most_bytes=self.request_mib * 2**20,
         )
 
 

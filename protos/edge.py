@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from protos.edge_receiving import ByteBudget, OpenCalls, ReceivingLimit
 from protos.tokens import TokenSource, refusal
 from protos.trajectory import WireError
 
@@ -28,6 +28,9 @@ GRACE_SECONDS = 5.0
 # A status travels in a header, whose size is limited; a reason may quote what was sent.
 _MAX_DETAILS = 1000
 _HEALTH = "/grpc.health.v1.Health/"
+_HEALTH_BYTES, _HEALTH_SECONDS = 16 * MAX_MESSAGE_BYTES, 2.0
+RECEIVE_SECONDS = 60.0
+"""The longest that a message may take to come in."""
 # A peer that is gone without a word is noticed within a minute, even while a call waits for hours.
 _PING_MILLISECONDS = 30_000
 
@@ -39,7 +42,8 @@ class EdgeError(ValueError):
 
 
 BUSY_KEY = "rewardtune-busy"
-"""Trailing metadata of a call that was refused because too many are open: ask again later."""
+"""Trailing metadata of a call that was refused because too much is open: ask again later."""
+_BUSY = ((BUSY_KEY, "1"),)
 
 
 class Refused(Exception):
@@ -173,6 +177,8 @@ class EdgeOptions:
       certificate, key: PEM files; both: TLS.
       client_ca: PEM certificates; clients must show one that they signed (mutual TLS).
       most_calls: that may be open at a time; others are told to ask again.
+      most_bytes: of requests, coming in or at work, in memory at a time; others wait, and are told
+        to ask again. What comes in counts as the largest that may.
     """
 
     host: str = "127.0.0.1"
@@ -182,8 +188,13 @@ class EdgeOptions:
     key: Path | None = None
     client_ca: Path | None = None
     most_calls: int = 10_000
+    most_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
+        if self.most_bytes < MAX_MESSAGE_BYTES:
+            raise EdgeError(
+                f"most_bytes is {self.most_bytes}: a message of {MAX_MESSAGE_BYTES} must fit"
+            )
         if (self.certificate is None) != (self.key is None):
             raise EdgeError("TLS needs both a certificate and its key, or neither")
         if self.client_ca is not None and self.certificate is None:
@@ -221,8 +232,16 @@ class EdgeServer:
         self._options = options
         tokens = options.tokens()
         self._guarded = bool(tokens)
+        budget = ByteBudget(options.most_bytes, RECEIVE_SECONDS)
+        # Apart, since it must be answered when all else is full; and anybody may ask it.
+        of_health = ByteBudget(_HEALTH_BYTES, _HEALTH_SECONDS)
+        receiving = ReceivingLimit(
+            lambda method: of_health if method.startswith(_HEALTH) else budget,
+            MAX_MESSAGE_BYTES,
+            _BUSY,
+        )
         self._server = grpc.aio.server(
-            interceptors=[_BearerToken(tokens)] if tokens else [],
+            interceptors=[*([_BearerToken(tokens)] if tokens else []), receiving],
             options=[
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -231,7 +250,7 @@ class EdgeServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MILLISECONDS // 3),
             ],
         )
-        calls = _OpenCalls(options.most_calls)
+        calls = OpenCalls(options.most_calls, _BUSY)
         for service, methods in services.items():
             handlers = {
                 method: _method(f"{service}/{method}", handle, calls)
@@ -291,30 +310,8 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-class _OpenCalls:
-    """How many calls a server has taken and not answered, at most `most`.
-
-    gRPC's own limit would refuse the health check too, and kill a server for being in demand.
-    """
-
-    def __init__(self, most: int):
-        self._most, self._open = most, 0
-
-    @asynccontextmanager
-    async def one(self, context: Any) -> AsyncIterator[None]:
-        """A call, or its refusal."""
-        if self._open >= self._most:
-            reason = f"{self._most} calls are open here already: ask again later"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, ((BUSY_KEY, "1"),))
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-
-
 def _method(
-    name: str, handle: Handler | Download | Upload, calls: _OpenCalls
+    name: str, handle: Handler | Download | Upload, calls: OpenCalls
 ) -> grpc.RpcMethodHandler:
     """gRPC's handler of a method whose messages are bytes."""
     if isinstance(handle, Download):
@@ -325,7 +322,7 @@ def _method(
 
 
 def _guarded(
-    name: str, handle: Callable[[Any], Awaitable[bytes]], calls: _OpenCalls
+    name: str, handle: Callable[[Any], Awaitable[bytes]], calls: OpenCalls
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
     async def call(request: Any, context: Any) -> bytes:
         async with calls.one(context):
@@ -340,7 +337,7 @@ def _guarded(
 
 
 def _streamed(
-    name: str, download: Download, calls: _OpenCalls
+    name: str, download: Download, calls: OpenCalls
 ) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
     async def call(request: bytes, context: Any) -> AsyncIterator[bytes]:
         async with calls.one(context):
