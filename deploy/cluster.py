@@ -72,7 +72,11 @@ def connect(config: ClusterConfig, job_name: str) -> bool:
 
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
-    """Keeps ours: Ray puts one in its place that exits at once, and no request to stop is heard."""
+    """Keeps the program's handler of SIGTERM, such as that of `StopRequest`.
+
+    `ray.init` puts one in its place that exits at once: the run would count as failed, and leave no
+    checkpoint.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -87,46 +91,29 @@ def _init(config: ClusterConfig, job_name: str) -> bool:
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     environment = {"env_vars": {"PYTHONPATH": _python_path()}}
     if address is None:
-        with _own_sigterm():
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=False,
-                namespace=job_name,
-                runtime_env=environment,
-                # Ray says at WARNING that it made a token for this cluster of one job.
-                logging_level=logging.ERROR,
-            )
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            namespace=job_name,
+            runtime_env=environment,
+            # Ray says at WARNING that it made a token for this cluster of one job.
+            logging_level=logging.ERROR,
+        )
         return True
     try:
-        with _own_sigterm():
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                namespace=job_name,
-                runtime_env=environment,
-                logging_level=logging.WARNING,
-            )
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            namespace=job_name,
+            runtime_env=environment,
+            logging_level=logging.WARNING,
+        )
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
         raise PlacementError(
             f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, or leave "
             "cluster.address out to start one on this machine"
         ) from error
     return False
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keeps the program's handler of SIGTERM, such as that of `StopRequest`.
-
-    `ray.init` puts one in its place that exits at once: the run would count as failed, and leave no
-    checkpoint.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _python_path() -> str:

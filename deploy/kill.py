@@ -9,6 +9,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -20,16 +22,29 @@ NODE_SECONDS = 10.0
 _NAME = "kill-"
 
 
-def kill_process(node: str, pid: int) -> None:
-    """SIGKILLs a worker's process; returns before that is done where the node is another one.
+def this_process() -> dict[str, Any]:
+    """What `kill_process` must know of this one: a number alone may be another's by then."""
+    return {
+        "pid": os.getpid(),
+        "begun": _begun(os.getpid()),
+        "node": ray.get_runtime_context().get_node_id(),
+    }
 
-    That it could not be done is logged: a process on a node that is lost is lost with it.
+
+def kill_process(where: Mapping[str, Any]) -> None:
+    """SIGKILLs a process as it told it by `this_process`, unless it has ended.
+
+    Returns before that is done where the node is another one. That it could not be done is logged:
+    a process on a node that is lost is lost with it.
     """
+    node, pid, begun = where["node"], where["pid"], where["begun"]
     if node == ray.get_runtime_context().get_node_id():
-        _signal_if_ours(pid, signal.SIGKILL)
+        _kill(pid, begun)
         return
     name = f"{_NAME}{pid}-{node}"
-    threading.Thread(target=_kill_elsewhere, args=(node, pid), name=name, daemon=True).start()
+    threading.Thread(
+        target=_kill_elsewhere, args=(node, pid, begun), name=name, daemon=True
+    ).start()
 
 
 def wait_for_kills(seconds: float = NODE_SECONDS) -> None:
@@ -43,22 +58,27 @@ def wait_for_kills(seconds: float = NODE_SECONDS) -> None:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _kill_elsewhere(node: str, pid: int) -> None:
-    task = ray.remote(num_cpus=0)(_signal_if_ours).options(
+def _kill_elsewhere(node: str, pid: int, begun: int) -> None:
+    task = ray.remote(num_cpus=0)(_kill).options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
     )
     try:
-        ray.get(task.remote(pid, signal.SIGKILL), timeout=NODE_SECONDS)
+        ray.get(task.remote(pid, begun), timeout=NODE_SECONDS)
     except (GetTimeoutError, RayError) as error:
         about = {"subject": f"process {pid} on {node}"}
         logger.warning("could not end process %d on node %s: %s", pid, node, error, extra=about)
 
 
-def _signal_if_ours(pid: int, number: int) -> None:
+def _kill(pid: int, begun: int) -> None:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if not file.read().startswith(b"ray::"):
-                return  # the process has ended and its number belongs to another now
-        os.kill(pid, number)
+        if _begun(pid) == begun:
+            os.kill(pid, signal.SIGKILL)
     except (FileNotFoundError, ProcessLookupError):
-        return
+        return  # it has ended
+
+
+def _begun(pid: int) -> int:
+    """When a process began, in clock ticks since its machine started."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # Its name stands second in parentheses, and may hold anything; the 22nd value is the time.
+        return int(file.read().rpartition(b")")[2].split()[19])

@@ -17,6 +17,7 @@ import ray
 from actors import engines
 from actors.engine import Engine
 from deploy.config import RunConfig
+from deploy.kill import this_process
 from deploy.logs import configure_logging, flush_logs
 from deploy.policies import Policies, to_device
 from deploy.queues import join_queue, traced_queue
@@ -106,13 +107,8 @@ class _Process:
 
     def describe(self) -> dict[str, Any]:
         """Where this process is; answers once it is ready to run."""
-        context = ray.get_runtime_context()
-        return {
-            "worker": self.worker,
-            "pid": os.getpid(),
-            "node": context.get_node_id(),
-            "address": ray.util.get_node_ip_address(),
-        }
+        where = {"worker": self.worker, "address": ray.util.get_node_ip_address()}
+        return where | this_process()
 
     def weights(self) -> Any:
         """The weight store's client."""

@@ -7,7 +7,6 @@ lives and does not answer, such as a stopped process, is ended: Ray would not no
 """
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError
 
-from deploy.kill import kill_process
+from deploy.kill import kill_process, this_process
 from deploy.looking import look_again_and_again
 from deploy.workers import FAILURE_WINDOW_SECONDS, WorkerError
 from learner.weight_store import WeightStore
@@ -29,17 +28,12 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 
 
-def where_this_is() -> dict[str, Any]:
-    """The process and node of a Ray actor, from inside."""
-    return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
-
-
 class QueueProcess(QueueActor):
     """The queue in memory, of one Ray actor."""
 
     async def describe(self) -> dict[str, Any]:
         """Where it is."""
-        return where_this_is()
+        return this_process()
 
 
 class WeightsProcess(WeightStore):
@@ -47,7 +41,7 @@ class WeightsProcess(WeightStore):
 
     async def describe(self) -> dict[str, Any]:
         """Where it is."""
-        return where_this_is()
+        return this_process()
 
 
 class Service:
@@ -152,7 +146,7 @@ def silent_ones_ended(services: Sequence[Service], patience: float) -> Iterator[
             if service.where and not over.is_set():
                 logger.warning("the %s has not answered for %g s", service.name, patience)
                 try:
-                    kill_process(service.where["node"], service.where["pid"])
+                    kill_process(service.where)
                 except Exception as error:  # noqa: BLE001  # raised when the others had their turn
                     failed = error
         if failed is not None:

@@ -193,7 +193,7 @@ class Worker:
         if not self._ended:
             self._ended, self.failed_at = True, time.time()
         if self.where:
-            kill_process(self.where["node"], self.where["pid"])
+            kill_process(self.where)
 
     def ask_to_stop(self) -> None:
         """Asks the role to end after the work at hand."""
@@ -213,7 +213,7 @@ class Worker:
             done = self.finished is not None or (self.running is not None and _ready(self.running))
             if self.where and not done:
                 # Ray asks the process to end; one that is stopped would not hear it.
-                kill_process(self.where["node"], self.where["pid"])
+                kill_process(self.where)
 
 
 def _ready(call: Any) -> bool:

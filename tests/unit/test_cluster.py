@@ -1,10 +1,13 @@
 """What a run looks at in its cluster before it starts anything."""
 
+import contextlib
+import signal
 import types
 
 import pytest
 
 from deploy import cluster
+from deploy.config import ClusterConfig
 
 
 class Actors:
@@ -36,3 +39,22 @@ def test_a_run_whose_name_another_one_has_is_refused_with_what_to_do(monkeypatch
 def test_a_run_that_is_ending_is_waited_for(monkeypatch):
     monkeypatch.setattr(cluster, "ray", Actors({"mine/queue"}, looks=5))
     cluster.check_name_is_free("mine", ["mine/queue"])
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError("nobody there")])
+def test_rays_handler_of_sigterm_does_not_stay(monkeypatch, error):
+    def init(**options):
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    ours = lambda *_: None  # noqa: E731
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with contextlib.suppress(cluster.PlacementError):
+            cluster.connect(ClusterConfig(address="head:1"), "job")
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,9 @@
 """A process is ended on its node, and nobody waits for a node that does not answer."""
 
 import logging
+import os
+import signal
+import subprocess
 import threading
 import types
 
@@ -43,7 +46,7 @@ def lost_node(monkeypatch):
 
 def test_a_lost_node_holds_nobody_up_and_is_told(lost_node, caplog):
     for pid in (11, 12, 13):
-        kill.kill_process(THERE, pid)
+        kill.kill_process({"node": THERE, "pid": pid, "begun": 1})
     for _ in range(3):
         assert lost_node.asked.acquire(timeout=10)  # all at once, and none has an answer yet
     kill.wait_for_kills(0.0)
@@ -54,3 +57,24 @@ def test_a_lost_node_holds_nobody_up_and_is_told(lost_node, caplog):
     assert told == [
         f"could not end process {pid} on node {THERE}: no answer" for pid in (11, 12, 13)
     ]
+
+
+@pytest.fixture
+def sleeper():
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_process_is_killed_and_none_that_has_its_number_after_it(lost_node, sleeper):
+    own = kill.this_process()
+    assert (own["pid"], own["node"]) == (os.getpid(), "here")
+    begun = kill._begun(sleeper.pid)
+    assert begun > own["begun"]
+    kill.kill_process({"node": "here", "pid": sleeper.pid, "begun": begun - 1})
+    assert sleeper.poll() is None
+    os.kill(sleeper.pid, signal.SIGSTOP)  # Ray would not end it
+    kill.kill_process({"node": "here", "pid": sleeper.pid, "begun": begun})
+    assert sleeper.wait(30) == -signal.SIGKILL
+    kill.kill_process({"node": "here", "pid": sleeper.pid, "begun": begun})  # it has ended

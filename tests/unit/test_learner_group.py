@@ -30,7 +30,7 @@ class Handle:
 @pytest.fixture
 def ended(monkeypatch):
     pids = []
-    monkeypatch.setattr(workers, "kill_process", lambda node, pid: pids.append(pid))
+    monkeypatch.setattr(workers, "kill_process", lambda where: pids.append(where["pid"]))
     return pids
 
 
