@@ -20,7 +20,8 @@ from ray.job_submission import JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
 from deploy.config import RunConfig
-from deploy.config_file import PRESETS, ConfigError, config_files
+from deploy.config_file import PRESETS, ConfigError
+from deploy.needed_files import needed_files
 
 # Beside what .gitignore and .rayignore name, in directories that have neither.
 IGNORED = (".git", ".venv", "venv", "__pycache__", "*.egg-info", ".*_cache", "/runs")
@@ -96,7 +97,7 @@ def describe_job(
         entrypoint=shlex.join(["exec", "python", "-m", "deploy.cli", "tune", *arguments]),
         metadata=metadata,
         runtime_env=_runtime_env(runtime_env, config),
-        files=_files_read(config_path, config, working_directory),
+        files=needed_files(config_path, config, working_directory),
     )
 
 
@@ -111,12 +112,6 @@ def _path_there(config_path: str, working_directory: Path) -> str:
         f"{config_path} is not in the working directory {working_directory}, which is all that "
         "the head gets; copy it there, or name another with --working-dir"
     )
-
-
-def _files_read(config_path: str, config: RunConfig, working_directory: Path) -> list[str]:
-    root = working_directory.resolve()
-    files = [*config_files(config_path), *([config.initial.resolve()] if config.initial else [])]
-    return [str(file.relative_to(root)) for file in files if file.is_relative_to(root)]
 
 
 def _git_commit(directory: Path) -> str | None:
@@ -164,7 +159,7 @@ def packed(working_directory: Path, needed: Sequence[str] = ()) -> Iterator[Path
 
     Args:
       working_directory: what is packed.
-      needed: files that must be among it, relative to it.
+      needed: files that must be among it, relative to it, and directories, which end with /.
 
     Raises:
       ConfigError: more than Ray takes, with the largest files; or a needed one is left out.
@@ -182,13 +177,21 @@ def packed(working_directory: Path, needed: Sequence[str] = ()) -> Iterator[Path
         if size >= GCS_STORAGE_MAX_SIZE:
             raise ConfigError(_too_large(working_directory, package, size))
         with ZipFile(package) as contents:
-            left_out = sorted(set(needed) - set(contents.namelist()))
+            names = contents.namelist()
+        left_out = [path for path in needed if not _is_among(names, path)]
         if left_out:
             raise ConfigError(
                 f"{', '.join(left_out)} would not be uploaded, and the run reads it: .rayignore or "
-                f".gitignore of {working_directory} names it; take it out there"
+                f".gitignore of {working_directory} names it, or it is one of those that always "
+                f"stay ({', '.join(IGNORED)}); change that, or give its absolute path on a file "
+                "system that all nodes share"
             )
         yield package
+
+
+def _is_among(names: Sequence[str], path: str) -> bool:
+    """Whether a package has a file, or anything of a directory, whose path ends with /."""
+    return any(name == path or (path.endswith("/") and name.startswith(path)) for name in names)
 
 
 def _too_large(working_directory: Path, package: Path, size: int) -> str:

@@ -152,6 +152,71 @@ def test_a_config_that_is_not_uploaded_is_refused_with_the_file_that_leaves_it_o
         pass
 
 
+MINE = """
+name: mine
+task:
+  kind: captioning
+  data: {kind: coco_captions, train: {annotations: data/train.json, images: data/images}}
+  tokenizer: wordpiece
+  vocabulary: words/vocab.txt
+model: {preset: tiny}
+initial: runs/before/final.npz
+rewards:
+  terms:
+    - {path: "my_rewards.odd:OddReward", options: {table: words/table.csv, mode: a.b}}
+    - {path: "rewards.detection:RecallReward"}
+"""
+READ = (
+    *("runs/before/final.npz", "words/vocab.txt", "words/table.csv", "data/train.json"),
+    *("data/images/", "my_rewards/__init__.py", "my_rewards/odd.py"),
+)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    for name in (*READ, "data/images/1.png"):
+        if not name.endswith("/"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("x")
+    (tmp_path / "mine.yaml").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_all_that_a_run_reads_by_relative_paths_is_needed(mine):
+    job = describe("mine.yaml", "runs=/shared", "initial=/shared/x.npz", directory=mine)
+    assert set(job.files) == {"mine.yaml", *READ[1:]}
+    with submit.packed(mine, job.files):
+        pass
+    job = describe("mine.yaml", "runs=/shared", directory=mine)
+    assert READ[0] in job.files
+    with (
+        pytest.raises(ConfigError, match=r"^runs/before/final\.npz would.*always stay.*/runs"),
+        submit.packed(mine, job.files),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", READ[1:])
+def test_each_of_it_is_missed_where_an_ignore_file_leaves_it_out(mine, name):
+    job = describe("mine.yaml", "runs=/shared", "initial=/shared/x.npz", directory=mine)
+    (mine / ".rayignore").write_text(f"/{name}\n")
+    with (
+        pytest.raises(ConfigError, match=rf"^{name} would not be uploaded"),
+        submit.packed(mine, job.files),
+    ):
+        pass
+
+
+def test_what_a_path_means_only_here_is_refused(mine):
+    (mine / "sub").mkdir()
+    (mine / "sub" / "mine.yaml").write_text(MINE)
+    with pytest.raises(
+        ConfigError, match=r"data/train\.json is not in the working directory .*/sub"
+    ):
+        describe("sub/mine.yaml", "runs=/shared", "initial=/shared/x.npz", directory=mine / "sub")
+
+
 def test_too_large_a_directory_is_refused_with_its_largest_files(tmp_path, monkeypatch: Any):
     monkeypatch.setattr(submit, "GCS_STORAGE_MAX_SIZE", 3 * 2**20)
     (tmp_path / "data").mkdir()
