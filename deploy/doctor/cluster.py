@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.doctor.autoscaler import brings_nodes, heads, monitors, reports_decisions
 from deploy.doctor.facts import (
     Facts,
     check_disks,
@@ -58,10 +59,22 @@ def check_cluster(
         found += check_shared(runs, able) if able else []
         if config is not None:
             found += check_files(config, able) if able else []
-            found += check_room(config, list(nodes.values()))
+            autoscaler, faults = _has_autoscaler(able)
+            found += faults
+            found += check_room(config, list(nodes.values()), autoscaler)
         return found
     finally:
         ray.shutdown()
+
+
+def _has_autoscaler(nodes: Mapping[str, Any]) -> tuple[bool, list[Finding]]:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    answers, faults = _ask_all(heads(nodes), monitors)
+    of_head = [words for found in answers.values() for words in found]
+    port = address.rpartition(":")[2]
+    return brings_nodes(of_head, port, reports_decisions(address)), faults
 
 
 def _name(node: Mapping[str, Any]) -> str:
@@ -220,12 +233,15 @@ def _paths(values: Any) -> Iterator[Path]:
             yield from _paths(value)
 
 
-def check_room(config: "RunConfig", nodes: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def check_room(
+    config: "RunConfig", nodes: Sequence[Mapping[str, Any]], autoscaler: bool = False
+) -> list[Finding]:
     """Whether the cluster can hold what the config asks for.
 
     Args:
       config: of the run.
       nodes: as `ray.nodes()` tells them.
+      autoscaler: whether one may bring further nodes.
     """
     from deploy.cluster import crowded, describe_nodes, infeasible
     from deploy.pool import run_requests
@@ -235,8 +251,17 @@ def check_room(config: "RunConfig", nodes: Sequence[Mapping[str, Any]]) -> list[
     if faults:
         fix = (
             "ask for less (resources.num_cpus, num_gpus, labels), or start nodes that have it: "
-            "`ray start --address HEAD --labels pool=sampler`; an autoscaler may bring them"
+            "`ray start --address HEAD --labels pool=sampler`"
         )
+        if autoscaler:
+            fix = (
+                "see that a node type of the autoscaler has these resources and labels; the run "
+                "waits for it as long as nodes are coming, else cluster.placement_seconds"
+            )
+            message = "for now {}; the cluster's autoscaler may bring it. {}"
+            return [
+                warn("room", message.format(fault, describe_nodes(nodes)), fix) for fault in faults
+            ]
         return [fail("room", f"{fault}. {describe_nodes(nodes)}", fix) for fault in faults]
     doubts = crowded(requests, nodes)
     if doubts:

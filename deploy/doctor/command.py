@@ -18,6 +18,7 @@ from deploy.doctor.facts import check_disks, check_versions, directories_of, nod
 from deploy.doctor.finding import Finding, fail, failed, ok
 from deploy.doctor.network import (
     check_dashboard,
+    check_graphs,
     check_port,
     check_redis,
     reward_servers,
@@ -26,7 +27,7 @@ from deploy.doctor.network import (
 if TYPE_CHECKING:
     from deploy.config import RunConfig
 
-STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+STYLES = {"ok": "green", "info": "cyan", "warn": "yellow", "fail": "red"}
 
 
 def doctor(
@@ -110,7 +111,11 @@ def _checks(
             return
     if dashboard or host:
         ray_version = here["versions"].get("ray", "")
-        yield check_dashboard(dashboard or f"{host}:8265", ray_version, access.headers)
+        pages = dashboard or f"{host}:8265"
+        answer = check_dashboard(pages, ray_version, access.headers)
+        yield answer
+        if answer.level == "ok":
+            yield from check_graphs(pages, access.headers)
     from deploy.doctor.cluster import check_cluster
 
     yield from check_cluster(address, here, config, runs)

@@ -3,8 +3,10 @@
 `node_facts` runs as a Ray task on a node: it must need nothing that a reward worker does not have.
 """
 
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,9 @@ from deploy.doctor.finding import Finding, fail, ok, warn
 PACKAGES = ("rewardtune", "ray", "protobuf", "numpy", "numba", "jax", "flax", "torch")
 MUST_AGREE = ("python", "rewardtune", "ray")
 CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+# Which must be of jaxlib's version: JAX leaves out another one, and computes on the CPU.
+CUDA_PARTS = (*CUDA_PLUGINS, "jax-cuda12-pjrt", "jax-cuda13-pjrt")
+TORCH_CUDA = "torch's CUDA"
 OLDEST_PYTHON = (3, 11)
 OLDEST_RAY = (2, 60)
 OLDEST_PROTOBUF = (4, 25)
@@ -40,6 +45,7 @@ def node_facts(directories: Sequence[str] = ()) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "cuda_plugins": [name for name in CUDA_PLUGINS if _version(name)],
+        "cuda": _cuda(),
         "driver": _nvidia_driver(),
         "disks": {
             what: {"path": path, "free": usage.free, "total": usage.total}
@@ -54,6 +60,18 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _cuda() -> dict[str, str]:
+    """Versions of jaxlib and of JAX's CUDA build, and of the CUDA that torch is built for."""
+    found = {name: v for name in ("jaxlib", *CUDA_PARTS) if (v := _version(name))}
+    spec = importlib.util.find_spec("torch")
+    file = None if spec is None or spec.origin is None else Path(spec.origin).parent / "version.py"
+    if file is not None and file.is_file():  # torch itself takes seconds to import
+        built = re.search(r"^cuda\b[^=]*= *'([^']+)'", file.read_text(), re.MULTILINE)
+        if built is not None:
+            found[TORCH_CUDA] = built[1]
+    return found
 
 
 def _nvidia_driver() -> str | None:
@@ -178,15 +196,17 @@ def check_gpus(nodes: Mapping[str, Facts], gpus: Mapping[str, float]) -> list[Fi
                     "start its container with the NVIDIA runtime, or `ray start --num-gpus 0`",
                 )
             )
-        elif not facts["cuda_plugins"] and "torch" not in facts["versions"]:
+        elif not facts["cuda_plugins"] and TORCH_CUDA not in _cuda_of(facts):
             found.append(
                 fail(
                     "GPUs",
-                    f"node {node} has a GPU, but neither JAX's CUDA build nor torch: its processes "
+                    f"node {node} has a GPU, but no CUDA build of JAX or torch: its processes "
                     "would compute on the CPU",
                     "pip install 'jax[cuda12]' there",
                 )
             )
+        found += _check_cuda_parts(node, _cuda_of(facts))
+    found += _compare_cuda({node: _cuda_of(nodes[node]) for node in drivers})
     if len(set(drivers.values())) > 1:
         told = ", ".join(f"{node}: {driver}" for node, driver in drivers.items())
         found.append(
@@ -195,6 +215,44 @@ def check_gpus(nodes: Mapping[str, Facts], gpus: Mapping[str, float]) -> list[Fi
     if not found:
         count = sum(gpus.values())
         found.append(ok("GPUs", f"{count:g} in the cluster" if count else "none in the cluster"))
+    return found
+
+
+def _cuda_of(facts: Facts) -> Mapping[str, str]:
+    told: Mapping[str, str] = facts.get("cuda", {})  # a node with an older RewardTune tells none
+    return told
+
+
+def _check_cuda_parts(node: str, cuda: Mapping[str, str]) -> list[Finding]:
+    """Whether JAX would use its CUDA build."""
+    jaxlib = cuda.get("jaxlib")
+    odd = [name for name in CUDA_PARTS if name in cuda and _dotted(cuda[name]) != _dotted(jaxlib)]
+    return [
+        fail(
+            "GPUs",
+            f"node {node} has {name} {cuda[name]} and jaxlib {jaxlib}: JAX leaves it out, and its "
+            "processes would compute on the CPU",
+            f"pip install '{name}=={jaxlib}' there",
+        )
+        for name in odd
+    ]
+
+
+def _dotted(version: str | None) -> str:
+    """The numbers that a version begins with, which are all that JAX compares."""
+    found = re.match(r"\d+(\.\d+)*", version or "")
+    return found[0] if found else ""
+
+
+def _compare_cuda(nodes: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """Whether nodes with GPUs compute with the same builds: other ones change the last bits."""
+    found = []
+    for name in (*CUDA_PARTS, TORCH_CUDA):
+        versions = {node: cuda[name] for node, cuda in nodes.items() if name in cuda}
+        if len(set(versions.values())) > 1:
+            told = ", ".join(f"{node}: {version}" for node, version in versions.items())
+            fix = "install the same on all nodes with GPUs"
+            found.append(warn("GPUs", f"{name} differs ({told})", fix))
     return found
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Level = Literal["ok", "warn", "fail"]
+Level = Literal["ok", "info", "warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class Finding:
 
     Attributes:
       check: what was looked at, in a word or two.
-      level: `fail`: a run would not start, or lose something; `warn`: it may.
+      level: `fail`: a run would not start, or lose something; `warn`: it may; `info`: no run
+        depends on it.
       message: what was found.
       fix: what to do; empty where all is well.
     """
@@ -30,6 +31,11 @@ class Finding:
 def ok(check: str, message: str) -> Finding:
     """All is well."""
     return Finding(check, "ok", message)
+
+
+def info(check: str, message: str, fix: str) -> Finding:
+    """No run depends on it."""
+    return Finding(check, "info", message, fix)
 
 
 def warn(check: str, message: str, fix: str) -> Finding:

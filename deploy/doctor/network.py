@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from deploy.doctor.finding import Finding, fail, ok, warn
+from deploy.doctor.finding import Finding, fail, info, ok, warn
 
 PATIENCE_SECONDS = 5.0
 REMOTE_REWARD = "rewards.remote:RemoteReward"
@@ -47,7 +47,7 @@ def check_dashboard(address: str, ray_version: str, headers: Mapping[str, str]) 
       ray_version: of this machine.
       headers: with the cluster's token.
     """
-    base = address if "://" in address else f"http://{address}"
+    base = _base(address)
     request = urllib.request.Request(f"{base}/api/version", headers=dict(headers))
     fix = (
         "start the head with --include-dashboard true --dashboard-host 0.0.0.0, or reach it by "
@@ -75,6 +75,35 @@ def check_dashboard(address: str, ray_version: str, headers: Mapping[str, str]) 
             f"pip install ray=={version}, or upgrade the cluster",
         )
     return ok("dashboard", f"{base} answers, Ray {version}")
+
+
+def check_graphs(address: str, headers: Mapping[str, str]) -> list[Finding]:
+    """Whether the dashboard's graphs have what they are drawn from, and by.
+
+    Args:
+      address: of the dashboard, which answers.
+      headers: with the cluster's token.
+    """
+    found = []
+    for what, variable in (("Prometheus", "RAY_PROMETHEUS_HOST"), ("Grafana", "RAY_GRAFANA_HOST")):
+        url = f"{_base(address)}/api/{what.lower()}_health"
+        request = urllib.request.Request(url, headers=dict(headers))
+        try:
+            with urllib.request.urlopen(request, timeout=2 * PATIENCE_SECONDS) as answer:
+                found.append(ok(what, str(json.load(answer).get("msg", "answers"))))
+        except (OSError, ValueError) as error:
+            found.append(
+                info(
+                    what,
+                    f"the dashboard does not reach it ({error}): its graphs stay empty",
+                    f"start it, and the head with {variable}=http://HOST:PORT: docs/observability",
+                )
+            )
+    return found
+
+
+def _base(address: str) -> str:
+    return address if "://" in address else f"http://{address}"
 
 
 def reward_servers(rewards: Mapping[str, Any]) -> list[str]:

@@ -6,26 +6,26 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from deploy.config import RunConfig
-from deploy.doctor import cluster
 from deploy.doctor.auth import Access, check_auth, find_access
-from deploy.doctor.cluster import answer_probe, check_room, missing_files
 from deploy.doctor.command import check_upload
 from deploy.doctor.facts import (
     check_disks,
-    check_gpus,
     check_versions,
-    compare_versions,
     node_facts,
 )
-from deploy.doctor.finding import fail
-from deploy.doctor.network import check_dashboard, check_port, check_redis, reward_servers
+from deploy.doctor.finding import failed
+from deploy.doctor.network import (
+    check_dashboard,
+    check_graphs,
+    check_port,
+    check_redis,
+    reward_servers,
+)
 from replay.pacing import PacingConfig
 from tests.redis_server import MISSING, redis_server
 
@@ -37,14 +37,6 @@ HERE = {
     "driver": None,
     "disks": {},
 }
-CONFIG = RunConfig.model_validate(
-    {
-        "name": "run",
-        "task": {"kind": "detection"},
-        "model": {"preset": "tiny"},
-        "rewards": {"terms": [{"path": "rewards.detection:RecallReward"}]},
-    }
-)
 
 
 def versions(**changes):
@@ -174,7 +166,8 @@ def dashboard() -> Iterator[tuple[str, dict[str, int]]]:
             authorised = self.headers.get("Authorization") == "Bearer good"
             self.send_response(answers["status"] if authorised else 401)
             self.end_headers()
-            self.wfile.write(json.dumps({"ray_version": "2.60.0"}).encode())
+            told = {"ray_version": "2.60.0", "msg": f"{self.path} is well"}
+            self.wfile.write(json.dumps(told).encode())
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -197,6 +190,23 @@ def test_a_dashboard_of_another_version_without_the_token_or_not_there_at_all(da
     assert check_dashboard("127.0.0.1:1", "2.60.0", good).level == "warn"
 
 
+def test_graphs_without_prometheus_or_grafana_are_told_and_stop_nothing(dashboard):
+    address, answers = dashboard
+    good = {"Authorization": "Bearer good"}
+    found = check_graphs(address, good)
+    assert [finding.message for finding in found] == [
+        *("/api/prometheus_health is well", "/api/grafana_health is well")
+    ]
+    answers["status"] = 500
+    found = check_graphs(address, good)
+    assert [(finding.check, finding.level) for finding in found] == [
+        *(("Prometheus", "info"), ("Grafana", "info"))
+    ]
+    assert "RAY_PROMETHEUS_HOST" in found[0].fix
+    assert "RAY_GRAFANA_HOST" in found[1].fix
+    assert not failed(found)
+
+
 def test_reward_servers_of_a_config_are_those_it_would_ask():
     terms = [
         {"path": "rewards.remote:RemoteReward", "options": {"address": "h:50061"}},
@@ -217,86 +227,6 @@ def test_redis_is_well_unfit_closed_or_slower_than_it_should_be():
         assert_failing(unfit, "maxmemory-policy allkeys-lru", "noeviction")
     named = PacingConfig(url="redis://user@127.0.0.1:1/0", password_env="NOT_SET_ANYWHERE")
     assert_failing(check_redis(named)[0], "NOT_SET_ANYWHERE")
-
-
-# -- a cluster ----------------------------------------------------------------------------------
-
-
-def test_nodes_with_other_versions_are_named():
-    assert levels(compare_versions(HERE, {"a": HERE})) == ["ok"]
-    (finding,) = compare_versions(HERE, {"a": HERE, "b": versions(ray="2.59.0")})
-    assert_failing(finding, "node b has ray 2.59.0", "2.60.0")
-    (finding,) = compare_versions(HERE, {"a": HERE | {"python": "3.12.1"}})
-    assert_failing(finding, "python 3.12.1", "3.11.7")
-    (finding,) = compare_versions(HERE, {"a": versions(protobuf="6.33.0")})
-    assert finding.level == "warn"
-    bare = HERE | {"versions": {k: v for k, v in HERE["versions"].items() if k != "jax"}}
-    assert levels(compare_versions(HERE, {"reward node": bare})) == ["ok"]
-
-
-def test_gpus_that_cannot_be_used_are_found():
-    able = HERE | {"driver": "580.65", "cuda_plugins": ["jax-cuda12-plugin"]}
-    assert levels(check_gpus({"a": able, "b": HERE}, {"a": 8.0, "b": 0.0})) == ["ok"]
-    assert_failing(check_gpus({"a": HERE}, {"a": 1.0})[0], "nvidia-smi finds none")
-    assert_failing(check_gpus({"a": able | {"cuda_plugins": []}}, {"a": 1.0})[0], "jax[cuda12]")
-    other = able | {"driver": "550.10"}
-    (finding,) = check_gpus({"a": able, "b": other}, {"a": 1.0, "b": 1.0})
-    assert (finding.level, "550.10" in finding.message) == ("warn", True)
-
-
-def test_a_directory_that_a_node_does_not_share_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    probe = tmp_path / ".doctor-1"
-    assert "cannot use it: No such file" in str(answer_probe(str(probe), "n"))
-    probe.write_text(".doctor-1")
-    assert answer_probe(str(probe), "n") is None
-    assert Path(f"{probe}.n").read_text() == "n"
-    probe.write_text("of another directory")
-    assert "another file" in str(answer_probe(str(probe), "n"))
-
-
-def test_files_that_a_node_lacks_are_listed(tmp_path):
-    there = tmp_path / "there"
-    there.touch()
-    assert missing_files([str(there), str(tmp_path / "gone")]) == [str(tmp_path / "gone")]
-
-
-def test_a_node_that_stops_answering_is_told_by_each_check_that_asks_it(tmp_path, monkeypatch):
-    lost = fail("nodes", "node b has not run a task within 60 s", "look at it")
-
-    def ask_all(nodes, question, *arguments):
-        return ({"a": [] if question is missing_files else None}, [lost])
-
-    monkeypatch.setattr(cluster, "_ask_all", ask_all)
-    nodes = {"a": node(), "b": node()}
-    assert cluster.check_shared(tmp_path, nodes)[0] == lost
-    assert cluster.check_files(CONFIG, nodes) == [lost]
-
-
-def node(**resources):
-    return {
-        "NodeManagerAddress": "10.0.0.1",
-        "NodeID": "ab" * 28,
-        "Alive": True,
-        "Resources": {"CPU": 8.0, **resources},
-        "Labels": {},
-    }
-
-
-def test_requests_that_no_node_can_meet_are_named_with_what_the_nodes_have():
-    assert levels(check_room(CONFIG, [node()])) == ["ok"]
-    gpu = CONFIG.model_copy(deep=True)
-    gpu.actors.resources.num_gpus = 1
-    assert_failing(
-        check_room(gpu, [node()])[0], "no node can hold sampler", "node 10.0.0.1 has CPU 8"
-    )
-    assert levels(check_room(gpu, [node(GPU=1.0)])) == ["ok"]
-    labelled = CONFIG.model_copy(deep=True)
-    labelled.rewards.resources.labels = {"pool": "reward"}
-    assert_failing(check_room(labelled, [node()])[0], "pool=reward")
-    many = CONFIG.model_copy(deep=True)
-    many.rewards.count = 100
-    assert levels(check_room(many, [node()])) == ["warn"]
 
 
 # -- the command --------------------------------------------------------------------------------
