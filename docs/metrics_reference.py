@@ -30,8 +30,8 @@ def metrics_reference() -> str:
     """The page, as text."""
     lines = [PREAMBLE, "## Metrics of a run", ""]
     lines += [
-        "| metric | kind | labels beside `run` | meaning (unit) |",
-        "| --- | --- | --- | --- |",
+        "| metric, kind | meaning (unit) | labels beside `run` |",
+        "| --- | --- | --- |",
     ]
     lines += [_metric_row(metric) for metric in METRICS]
     groups: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
@@ -40,22 +40,23 @@ def metrics_reference() -> str:
     lines += [
         f"| `{rule['record']}` | `{_cell(rule['expr'])}` |" for rule in rules if "record" in rule
     ]
-    lines += ["", "## Alerts", "", "| alert | severity | when | what to do |"]
-    lines += ["| --- | --- | --- | --- |"]
+    lines += ["", "## Alerts", "", "| alert, severity | what to do | when |"]
+    lines += ["| --- | --- | --- |"]
     lines += [_alert_row(rule) for rule in rules if "alert" in rule]
     return "\n".join(lines) + "\n"
 
 
 def _metric_row(metric: Metric) -> str:
     labels = ", ".join(f"`{name}`: {', '.join(usual)}" for name, usual in metric.labels.items())
-    return f"| `{metric.exported}` | {metric.kind} | {labels} | {metric.help} ({metric.unit}) |"
+    name = f"`{metric.exported}`<br>{metric.kind}"
+    return f"| {name} | {metric.help} ({metric.unit}) | {labels} |"
 
 
 def _alert_row(rule: dict[str, Any]) -> str:
     lasting = f", for {rule['for']}" if "for" in rule else ""
     when = f"`{_cell(rule['expr'])}`{lasting}"
     what = _cell(rule["annotations"]["description"])
-    return f"| {rule['alert']} | {rule['labels']['severity']} | {when} | {what} |"
+    return f"| {rule['alert']}<br>{rule['labels']['severity']} | {what} | {when} |"
 
 
 def _cell(text: str) -> str:

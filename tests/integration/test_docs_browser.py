@@ -34,3 +34,30 @@ def test_the_search_finds_pages_without_a_network(address: str, tmp_path: Path) 
             assert "failures.html" in hrefs
 
     asyncio.run(search())
+
+
+HIDDEN = """[
+    ...[...document.querySelectorAll('.md-content img')].filter(e => !e.naturalWidth),
+    ...[...document.querySelectorAll('.md-content pre > code, .md-typeset__scrollwrap')]
+        .filter(e => e.scrollWidth > e.clientWidth + 1),
+].map(e => e.src || e.innerText.slice(0, 80)).join('\\n')"""
+
+
+def test_no_picture_is_missing_and_no_text_is_cut_off(address: str, tmp_path: Path) -> None:
+    async def look() -> None:
+        async with browse(tmp_path / "profile", f"{address}/index.html") as page:
+            await page.ask(
+                "Emulation.setDeviceMetricsOverride",
+                width=1280,
+                height=900,
+                deviceScaleFactor=1,
+                mobile=False,
+            )
+            for file in sorted((tmp_path / "site").glob("*.html")):
+                await page.ask("Page.navigate", url=f"{address}/{file.name}")
+                await page.until(
+                    f"document.readyState == 'complete' && location.pathname == '/{file.name}'"
+                )
+                assert await page.value(HIDDEN) == "", file.name
+
+    asyncio.run(look())

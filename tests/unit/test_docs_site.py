@@ -48,6 +48,12 @@ def test_pages_fetch_nothing_from_elsewhere(site):
         assert not re.search(r"url\((https?:)?//|@import", style.read_text()), style
 
 
+def test_code_in_lists_is_indented_as_markdown_wants_it():
+    """By 4 spaces: with fewer the list ends there, and begins again at 1."""
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert not re.findall(r"^ {1,3}```", page.read_text(), re.MULTILINE), page
+
+
 def test_the_quick_start_shows_the_readmes_commands_and_output(site):
     page = (site / "quick_start.html").read_text()
     assert "make demo" in page
