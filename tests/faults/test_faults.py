@@ -151,6 +151,26 @@ def test_a_killed_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
     assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.parametrize("host", ["learner-0", "learner-1"])
+def test_a_stopped_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
+    tune: Tune, two_hosts: Run, host: str
+) -> None:
+    changes = {
+        "learner.hosts": 2,
+        "rewards.terms": SLOW,
+        "learner.checkpoint_every": 1,
+        "learner.lease_seconds": 20,  # a step, its compilation included, takes less
+    }
+    run = tune(f"stopped-{host}", changes, strike_once({host: SIGSTOP}, at_step=3))
+    # The others wait for it in what all of them compute, and cannot tell why.
+    assert restarts(run, "learner-0") == restarts(run, "learner-1") >= 1
+    assert_same_weights(run, two_hosts)
+    assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
+    assert run.statuses[-1]["queue"]["quarantined"] == 0
+    steps = surviving_steps(read_ordinals(run.directory))
+    assert [o for step in steps for o in step.trained] == list(range(4 * STEPS))
+
+
 @pytest.mark.parametrize("worker", ["reward", "sampler"])
 def test_stopped_workers_are_found_and_replaced(tune: Tune, undisturbed: Run, worker: str) -> None:
     changes = {
