@@ -196,7 +196,7 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
     overwrite: Overwrite = True,
 ) -> None:
-    """Tune the shipped detector for mAP, and write the report: about ten minutes on 2 cores."""
+    """Tune the shipped detector for mAP, and write the report: some five minutes on 2 cores."""
     from deploy.report import write_report
     from deploy.runs import run_evaluate, run_tune
 

@@ -38,7 +38,7 @@ def test_the_search_finds_pages_without_a_network(address: str, tmp_path: Path) 
 
 HIDDEN = """[
     ...[...document.querySelectorAll('.md-content img')].filter(e => !e.naturalWidth),
-    ...[...document.querySelectorAll('.md-content .language-text pre > code, .md-typeset__scrollwrap')]
+    ...[...document.querySelectorAll('.language-text pre > code, .md-typeset__scrollwrap')]
         .filter(e => e.scrollWidth > e.clientWidth + 1),
 ].map(e => e.src || e.innerText.slice(0, 80)).join('\\n')"""
 
