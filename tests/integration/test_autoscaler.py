@@ -68,6 +68,14 @@ def test_nodes_come_for_pending_reward_workers_and_go_when_these_have_drained(
     with ray_head(num_cpus=2, autoscaling=REWARD_NODES) as head:
         head.environment["PYTHONPATH"] = str(REPOSITORY)
         assert reward_nodes(head, tmp_path) == 0
+        asked = head.run(
+            *("rewardtune", "doctor", str(config), "--address", head.address, "--json"),
+            *("--dashboard", head.jobs),
+            cwd=tmp_path,
+        )
+        (room,) = (found for found in json.loads(asked.stdout) if found["check"] == "room")
+        assert room["level"] == "warn"
+        assert "autoscaler may bring it" in room["message"]
         tune = head.start(
             *("python", "-m", "deploy.cli", "tune", str(config), f"cluster.address={head.address}"),
             cwd=tmp_path,

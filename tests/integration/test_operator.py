@@ -41,6 +41,7 @@ def test_doctor_finds_a_cluster_well_and_says_what_a_run_would_lack(
     found = findings(result)
     assert result.returncode == 1
     assert "no node can hold sampler" in found["room"]["message"]
+    assert found["room"]["level"] == "fail"  # Ray's monitor is there, and only looks on
     assert "/gone.npz" in found["data"]["message"]
 
 
