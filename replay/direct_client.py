@@ -76,21 +76,15 @@ class DirectConnection:
         first: int | None = None,
     ) -> list[Lease]:
         """See `ReplayQueue.lease`."""
-        told, body = self._call(["lease", stage, n, ttl, worker, wait, epoch, first], wait=wait)
-        columns = zip(
-            told["ids"],
-            told["ordinals"],
-            told["deliveries"],
-            cut(body, told["sizes"]),
-            map(tuple, told["reasons"]),
-            told["starts"],
-            strict=True,
-        )
+        rows, body = self._call(["lease", stage, n, ttl, worker, wait, epoch, first], wait=wait)
         of_stage = Stage(stage)
-        return [
-            Lease(lease_id, ordinal, of_stage, worker, *told["until"][0], *rest)
-            for lease_id, ordinal, *rest in columns
-        ]
+        payloads = cut(body, [size for *_, size, _, _ in rows])
+        leases = []
+        for row, payload in zip(rows, payloads, strict=True):
+            lease_id, ordinal, lasts, until, delivery, _, reasons, start = row
+            held = (lease_id, ordinal, of_stage, worker, lasts, until, delivery, payload)
+            leases.append(Lease(*held, tuple(reasons), start))
+        return leases
 
     def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
         """See `ReplayQueue.complete`."""

@@ -103,7 +103,7 @@ class DirectServer:
                 ]:
                     leases = await self._queue.lease(stage, n, ttl, worker, wait, epoch, first)
                     payloads = [lease.payload for lease in leases if lease.payload is not None]
-                    answer = ["ok", _columns(leases)]
+                    answer = ["ok", _rows(leases)]
                 case ["complete", list() as ids, list() as sizes] if _all(ids, str) and _all(
                     sizes, int
                 ):
@@ -139,14 +139,13 @@ def _all(values: list[Any], of: type) -> bool:
     return all(type(value) is of for value in values)
 
 
-def _columns(leases: Sequence[Lease]) -> dict[str, Any]:
-    """Leases of one call, which have ttl and deadline in common, without their payloads."""
-    return {
-        "ids": [lease.id for lease in leases],
-        "ordinals": [lease.ordinal for lease in leases],
-        "deliveries": [lease.delivery for lease in leases],
-        "sizes": [None if lease.payload is None else len(lease.payload) for lease in leases],
-        "reasons": [lease.reasons for lease in leases],
-        "starts": [lease.block_start for lease in leases],
-        "until": [(lease.ttl, lease.deadline) for lease in leases[:1]],
-    }
+def _rows(leases: Sequence[Lease]) -> list[Any]:
+    """Leases of one call, without what they have in common and without their payloads."""
+    return [
+        (
+            *(lease.id, lease.ordinal, lease.ttl, lease.deadline, lease.delivery),
+            None if lease.payload is None else len(lease.payload),
+            *(lease.reasons, lease.block_start),
+        )
+        for lease in leases
+    ]

@@ -41,20 +41,23 @@ class Leases:
         return self._held.values()
 
     def hand_out(self, worker: str, leases: Sequence[Lease]) -> None:
-        """From now on these are held; they are what the worker was handed last."""
+        """From now on these, of one stage, are held; they are what the worker was handed last."""
+        ids: dict[str, None] = {}
         for lease in leases:
-            self._held[lease.id] = lease
-            self._until[lease.id] = lease.deadline
-            self._of_worker.setdefault(worker, {})[lease.id] = None
-            self.in_stage[lease.stage] += 1
-            if len(self._deadlines) > 2 * len(self._held) + 1024:  # mostly of leases that are gone
-                self._deadlines = [(until, lease_id) for lease_id, until in self._until.items()]
-                heapq.heapify(self._deadlines)
-            else:
-                heapq.heappush(self._deadlines, (lease.deadline, lease.id))
+            lease_id = lease.id
+            ids[lease_id] = None
+            self._held[lease_id] = lease
+            self._until[lease_id] = lease.deadline
+            heapq.heappush(self._deadlines, (lease.deadline, lease_id))
+        if leases:
+            self.in_stage[leases[0].stage] += len(leases)
+            self._of_worker.setdefault(worker, {}).update(ids)
+        if len(self._deadlines) > 2 * len(self._held) + 1024:  # mostly of leases that are gone
+            self._deadlines = [(until, lease_id) for lease_id, until in self._until.items()]
+            heapq.heapify(self._deadlines)
         self._newest.pop(worker, None)
         if leases:
-            self._newest[worker] = {lease.id for lease in leases}
+            self._newest[worker] = set(ids)
 
     def check_outcomes(self, lease_ids: Iterable[str]) -> None:
         """Raises ValueError where one of these is of `to_train`, which has no outcome to give."""

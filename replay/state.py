@@ -349,23 +349,20 @@ class QueueState:
         self, ordinal: int, ticket: bytes | None, ttl: float, worker: str, now: float
     ) -> Lease:
         item = self._items[ordinal]
-        self._ready[item.stage].take(ordinal, now)
+        stage, delivery = item.stage, item.failed + 1
+        self._ready[stage].take(ordinal, now)
         self._lease_count += 1
-        sampling = item.stage is Stage.TO_SAMPLE
+        lease_id = make_lease_id(self._incarnation, self._lease_count, stage, ordinal)
+        sampling = stage is Stage.TO_SAMPLE
+        payload = ticket if sampling else item.payload
+        block_start = ordinal - ordinal % self.config.block if sampling else None
+        until, reasons = now + ttl, tuple(item.reasons)
+        # By place: names would cost as much as all the rest.
         lease = Lease(
-            id=make_lease_id(self._incarnation, self._lease_count, item.stage, ordinal),
-            ordinal=ordinal,
-            stage=item.stage,
-            worker=worker,
-            ttl=ttl,
-            deadline=now + ttl,
-            delivery=item.failed + 1,
-            payload=ticket if sampling else item.payload,
-            reasons=tuple(item.reasons),
-            block_start=ordinal - ordinal % self.config.block if sampling else None,
+            *(lease_id, ordinal, stage, worker, ttl, until, delivery, payload, reasons, block_start)
         )
-        item.lease_id = lease.id
-        self._redelivered += lease.delivery > 1
+        item.lease_id = lease_id
+        self._redelivered += delivery > 1
         return lease
 
     def _drop_lease(self, lease: Lease) -> Item:

@@ -1,12 +1,12 @@
 """Direct connections to the queue's actor, without Ray: a server in a thread, real sockets."""
 
 import asyncio
-import json
 import random
 import socket
 import threading
 from dataclasses import replace
 
+import msgpack
 import pytest
 import uvloop
 
@@ -72,7 +72,7 @@ def test_leases_whose_answer_is_not_taken_go_back_untried(served):
     sampling = queue.lease("to_sample", 1, None, "s")
     queue.complete([(lease.id, b"\0" * 2**23) for lease in sampling])
     direct = DirectConnection(address, LONG)
-    header = json.dumps(["lease", "to_score", 2, 60.0, "deaf", 0.0, None, None]).encode()
+    header = msgpack.packb(["lease", "to_score", 2, 60.0, "deaf", 0.0, None, None])
     direct._send([HEAD.pack(len(header), 0), header] * 100)
     while queue.stats().stages["to_score"].leased < 2:
         pass
@@ -139,11 +139,16 @@ def test_leases_for_a_worker_that_is_gone_go_back_untried(served):
 
 
 def hostile_frames():
-    good = json.dumps(["ack", [0], [], None]).encode()
+    good = msgpack.packb(["ack", [0], [], None])
     yield "too large", HEAD.pack(2**31, 2**31)
     yield "too large for one", HEAD.pack(8, MAX_FRAME)
-    yield "no JSON", HEAD.pack(4, 0) + b"\xff{]1"
-    yield "deep JSON", HEAD.pack(100_000, 0) + b"[" * 100_000
+    yield "no MessagePack", HEAD.pack(4, 0) + b"\xc1{]1"
+    yield "deep", HEAD.pack(100_000, 0) + b"\x91" * 100_000
+    yield "long", HEAD.pack(5, 0) + b"\xdd\xff\xff\xff\xff"
+    yield "odd keys", HEAD.pack(3, 0) + b"\x81\x90\x01"
+    yield "no UTF-8", HEAD.pack(3, 0) + b"\x91\xa1\xff"
+    yield "a timestamp", HEAD.pack(7, 0) + b"\x91\xd6\xff\0\0\0\0"
+    yield "an extension", HEAD.pack(4, 0) + b"\x91\xd4\x05\0"
     yield "cut short", HEAD.pack(len(good) - 1, 0) + good[:-1]
     for header in (
         {"ack": [0]},
@@ -165,13 +170,20 @@ def hostile_frames():
         yield str(header), header
 
 
+def with_held(said, held):
+    """With the id of a lease that is held."""
+    if isinstance(said, list):
+        return [with_held(each, held) for each in said]
+    return held if said == "HELD" else said
+
+
 @pytest.mark.parametrize("said", [pytest.param(said, id=name) for name, said in hostile_frames()])
 def test_what_no_worker_says_ends_its_connection_and_changes_nothing(served, said):
     queue, address = served
     held = queue.lease("to_sample", 1, None, "w")[0].id
     direct = DirectConnection(address, LONG)
     if not isinstance(said, bytes):
-        header = json.dumps(said).replace("HELD", held).encode()
+        header = msgpack.packb(with_held(said, held))
         said = HEAD.pack(len(header), 0) + header
     direct._send([said])
     direct._socket.shutdown(socket.SHUT_WR)
