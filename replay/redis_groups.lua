@@ -60,8 +60,19 @@ local function of_stage(stage, name)
   end
   return made
 end
-local function whole(number) return string.format('%.0f', number) end
-local function exact(number) return string.format('%.17g', number) end
+-- Numbers as text, each made once: a call says the same few again and again.
+local function made_once(format)
+  local texts = {}
+  return function(number)
+    local text = texts[number]
+    if not text then
+      text = string.format(format, number)
+      texts[number] = text
+    end
+    return text
+  end
+end
+local whole, exact = made_once('%.0f'), made_once('%.17g')
 
 local now = tonumber(clock)
 if not now then
