@@ -28,11 +28,11 @@ def test_a_process_that_cannot_be_ended_costs_neither_the_thread_nor_the_others(
 ):
     killed, again, tries = [], threading.Event(), []
 
-    def kill(node, pid):
-        tries.append(pid)
-        if pid == 1:
-            raise RuntimeError(f"node {node} is gone")
-        killed.append(pid)
+    def kill(where):
+        tries.append(where["pid"])
+        if where["pid"] == 1:
+            raise RuntimeError(f"node {where['node']} is gone")
+        killed.append(where["pid"])
         if len(killed) == 3:
             again.set()
 

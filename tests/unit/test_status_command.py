@@ -1,11 +1,10 @@
 """`rewardtune status` as a user calls it."""
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 
@@ -145,17 +144,18 @@ def test_a_status_of_text_and_of_json_say_the_same(here):
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_watching_ends_when_the_run_ends_and_prints_no_flood(here, monkeypatch, options):
-    monkeypatch.setattr(status_command, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(status_command, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(status_command, "LINE_SECONDS", float("inf"))
+    read, looks = status_command.read_status, itertools.count(1)
+
+    def look(directory):
+        if next(looks) == 50:
+            write(here, state="finished", states=OVER)
+        return read(directory)
+
     write(here)
-
-    def end() -> None:
-        time.sleep(0.5)  # some fifty looks
-        write(here, state="finished", states=OVER)
-
-    ending = threading.Thread(target=end)
-    ending.start()
+    monkeypatch.setattr(status_command, "read_status", look)
     result = rewardtune("status", "imagined", "--watch", *options)
-    ending.join()
     assert result.exit_code == 0, result.output
     assert "finished" in result.output
     if options:
