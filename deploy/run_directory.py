@@ -35,6 +35,10 @@ class RunStarting(RuntimeError):
     """A run at work in a cluster that has told no status yet."""
 
 
+class RunSilent(RuntimeError):
+    """A run of a cluster that does not answer for now."""
+
+
 def check_outlives_job(runs: Path) -> None:
     """Refuses run directories in the working directory of a Ray job.
 

@@ -182,10 +182,11 @@ def render_runs(statuses: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             Text(status["run"]),
             "no longer running" if silent else status["state"],
-            str(status.get("step", "")),  # one that is starting may have told nothing yet
+            str(status.get("step", "")),
             str(status.get("steps", "")),
             "" if silent or status["state"] in ENDED else _number(rate),
-            f"{_duration(time.time() - status['time'])} ago",
+            # One that is starting or does not answer has told nothing.
+            f"{_duration(time.time() - status['time'])} ago" if "step" in status else "",
             "" if silent or status["state"] in ENDED else Text(sentence),
         )
     return table

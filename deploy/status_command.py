@@ -8,8 +8,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -19,10 +20,14 @@ from deploy.run_directory import (
     STATUS_FILE,
     RunDirectoryError,
     RunGone,
+    RunSilent,
     RunStarting,
     read_status,
 )
 from deploy.status import headline, is_over, render_runs, render_status, show_status
+
+if TYPE_CHECKING:
+    from deploy.targets import RunningRun
 
 LOOK_SECONDS = 1.0
 # Where no terminal draws over what was there before, a line that often.
@@ -49,7 +54,7 @@ def status(
     if run is None:
         if watch:
             raise RunDirectoryError("--watch: name the run to watch")
-        _list(list(_of_cluster(address) if address else statuses_below(RUNS)), as_json)
+        _list(_of_cluster(address) if address else list(statuses_below(RUNS)), as_json)
         return
     look = _at(address, run) if address else lambda: read_status(find_run(run))
     if watch:
@@ -85,17 +90,27 @@ def statuses_below(runs: Path) -> Iterator[Status]:
             yield read_status(path.parent)
 
 
-def _of_cluster(address: str) -> Iterator[Status]:
+def _of_cluster(address: str) -> list[Status]:
     from deploy.targets import join_cluster, running_runs
 
     join_cluster(address)
-    for run in running_runs():
-        try:
-            yield run.status()
-        except RunStarting:
-            yield {"run": run.name, "time": time.time(), "state": "starting"}
-        except RunGone:  # it has ended since it was listed
-            continue
+    runs = running_runs()
+    # All at once: one that does not answer holds up no other.
+    with ThreadPoolExecutor(max(1, len(runs))) as asking:
+        return [status for status in asking.map(_status_of, runs) if status is not None]
+
+
+def _status_of(run: "RunningRun") -> Status | None:
+    """For a list; None where it has ended since it was found."""
+    nothing = {"run": run.name, "time": time.time()}
+    try:
+        return run.status()
+    except RunStarting:
+        return nothing | {"state": "starting"}
+    except RunSilent:
+        return nothing | {"state": "not answering"}
+    except RunGone:
+        return None
 
 
 def _at(address: str, name: str) -> Callable[[], Status]:
@@ -140,7 +155,10 @@ def _watch(look: Callable[[], Status], as_json: bool) -> int:
 
 
 def _statuses(look: Callable[[], Status]) -> Iterator[Status]:
-    """One a second; the last is of a run that is over, or that a cluster has no more."""
+    """One a second; the last is of a run that is over, or that a cluster has no more.
+
+    Of one that does not answer it is the last again, until that is too old.
+    """
     found = None
     while found is None or not is_over(found):
         if found is not None:
@@ -150,6 +168,9 @@ def _statuses(look: Callable[[], Status]) -> Iterator[Status]:
         except RunStarting:
             time.sleep(LOOK_SECONDS)
             continue
+        except RunSilent:
+            if found is None:
+                raise
         except RunGone:
             if found is None:
                 raise

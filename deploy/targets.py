@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import AuthenticationError, RayActorError, RayError
+from ray.exceptions import (
+    ActorUnavailableError,
+    AuthenticationError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+)
 from ray.util import list_named_actors
 
 from deploy.config_file import ConfigError
-from deploy.run_directory import RunGone, RunStarting
+from deploy.run_directory import RunGone, RunSilent, RunStarting
 
 logger = logging.getLogger(__name__)
 
@@ -94,34 +100,37 @@ class TargetsReader:
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A run at work in the cluster that this process has joined."""
+    """A run at work in the cluster that this process has joined.
+
+    What asks it raises RunGone when it has ended, and RunSilent when it does not answer for now.
+    """
 
     name: str
     handle: Any
 
     def show(self) -> dict[str, Any]:
-        """See `TargetsBoard.show`; raises RunGone when the run has ended."""
+        """See `TargetsBoard.show`."""
         return self._answer(self.handle.show.remote())
 
     def status(self) -> dict[str, Any]:
-        """See `TargetsBoard.status`.
-
-        Raises:
-          RunGone: the run has ended.
-          RunStarting: it has told none yet.
-        """
+        """See `TargetsBoard.status`; raises RunStarting when it has told none yet."""
         status: dict[str, Any] = self._answer(self.handle.status.remote())
         if not status:
             raise RunStarting(f"run {self.name} is starting: it has told nothing yet")
         return status
 
     def want(self, changes: Mapping[str, Target]) -> int:
-        """See `TargetsBoard.want`; raises RunGone when the run has ended."""
+        """See `TargetsBoard.want`."""
         return self._answer(self.handle.want.remote(dict(changes)))
 
     def _answer(self, call: Any) -> Any:
         try:
             return ray.get(call, timeout=ANSWER_SECONDS)
+        except (GetTimeoutError, ActorUnavailableError) as error:
+            raise RunSilent(
+                f"run {self.name} does not answer: its process is stopped or starts again, or its "
+                f"node is lost; waited at most {ANSWER_SECONDS:g} s"
+            ) from error
         except RayActorError as error:
             raise RunGone(f"run {self.name} is not at work any more") from error
 

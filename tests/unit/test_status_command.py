@@ -9,13 +9,13 @@ import types
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from typer.testing import CliRunner
 
 from deploy import status_command, targets
 from deploy.bottleneck import find_bottleneck
 from deploy.cli import app
-from deploy.run_directory import RunStarting, write_status
+from deploy.run_directory import RunSilent, RunStarting, write_status
 from tests.statuses import Imagined
 
 OVER = dict.fromkeys(("learner", "sampler", "reward"), "ended")
@@ -83,7 +83,7 @@ def test_a_run_that_is_removed_while_all_are_listed_is_left_out(here, monkeypatc
 
 
 class Cluster:
-    """Ray with an actor for each name; what its status calls answer, None: it is gone."""
+    """Ray with an actor for each name; what its status calls answer, or the error of the call."""
 
     def __init__(self, answers):
         self.answers = answers
@@ -99,40 +99,68 @@ class Cluster:
         return types.SimpleNamespace(status=call)
 
     def get(self, answer, timeout):
-        if answer is None:
-            raise RayActorError()
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
 
-def test_a_cluster_is_listed_while_runs_of_it_begin_and_end(here, monkeypatch):
+def test_a_cluster_is_listed_while_runs_of_it_begin_end_and_do_not_answer(here, monkeypatch):
     told = Imagined().status() | {"run": "told", "bottleneck": None}
-    ray = Cluster({"ended": None, "gone": None, "new": {}, "told": told})
+    away = ActorUnavailableError("restarting", b"a" * 16)
+    answers = {"ended": RayActorError(), "gone": None, "new": {}, "restarting": away}
+    ray = Cluster(answers | {"stopped": GetTimeoutError("not within 20 s"), "told": told})
     monkeypatch.setattr(targets, "ray", ray)
     monkeypatch.setattr(targets, "list_named_actors", ray.list_named_actors)
     monkeypatch.setattr(targets, "join_cluster", lambda address: None)
     listed = json.loads(rewardtune("status", "--address", "head:1", "--json").output)
-    assert [(s["run"], s["state"]) for s in listed] == [("new", "starting"), ("told", "training")]
+    assert [(s["run"], s["state"]) for s in listed] == [
+        ("new", "starting"),
+        ("restarting", "not answering"),
+        ("stopped", "not answering"),
+        ("told", "training"),
+    ]
     text = rewardtune("status", "--address", "head:1")
     assert text.exit_code == 0, text.output
     assert "starting" in text.output
     one = rewardtune("status", "new", "--address", "head:1")
     assert one.exit_code == 1
     assert "run new is starting" in one.output
+    for name in ("restarting", "stopped"):
+        one = rewardtune("status", name, "--address", "head:1")
+        assert one.exit_code == 1
+        assert f"run {name} does not answer" in one.output
 
 
-def test_watching_begins_with_the_first_status_that_a_run_tells(here, monkeypatch):
+def test_watching_begins_with_the_first_status_that_a_run_tells(monkeypatch):
     monkeypatch.setattr(status_command, "LOOK_SECONDS", 0.0)
     over = Imagined(state="finished", states=OVER).status()
-    over |= {"bottleneck": find_bottleneck(over).to_json()}
-    answers = iter([RunStarting("not yet"), RunStarting("not yet"), over])
+    later = [RunStarting("not yet"), RunStarting("not yet"), over]
+    assert list(status_command._statuses(answering(*later))) == [over]
+
+
+def test_watching_outlasts_a_moment_without_an_answer_and_ends_when_it_is_too_long(monkeypatch):
+    monkeypatch.setattr(status_command, "LOOK_SECONDS", 0.0)
+    silent = RunSilent("restarting")
+    training, over = Imagined().status(), Imagined(state="finished", states=OVER).status()
+    shown = list(status_command._statuses(answering(training, silent, over)))
+    assert shown == [training, training, over]
+    ages = itertools.chain([False, False], itertools.repeat(True))
+    monkeypatch.setattr(status_command, "is_over", lambda status: next(ages))
+    assert list(status_command._statuses(answering(training, silent, silent))) == [training] * 3
+    with pytest.raises(RunSilent):
+        list(status_command._statuses(answering(silent)))
+
+
+def answering(*answers):
+    coming = iter(answers)
 
     def look():
-        answer = next(answers)
-        if isinstance(answer, RunStarting):
+        answer = next(coming)
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
-    assert list(status_command._statuses(look)) == [over]
+    return look
 
 
 def test_a_status_of_text_and_of_json_say_the_same(here):
