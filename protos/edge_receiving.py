@@ -67,12 +67,15 @@ class ByteBudget:
         self._waiting.append((size, turn))
         try:
             await asyncio.wait({turn}, timeout=seconds)
+            return turn.done()
+        except asyncio.CancelledError:
+            if turn.done():  # in the moment in which who waits was called off
+                self.give_back(size)
+            raise
         finally:
-            came = turn.done()
-            if not came:
+            if not turn.done():
                 turn.cancel()
                 self._hand_out()  # to those behind it
-        return came
 
     def give_back(self, size: int) -> None:
         """They are held no more."""

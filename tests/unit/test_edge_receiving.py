@@ -58,6 +58,22 @@ def test_whoever_leaves_before_those_behind_it_lets_them_through():
     asyncio.run(body())
 
 
+def test_bytes_that_come_in_the_moment_in_which_who_waits_is_called_off_are_not_lost():
+    async def body():
+        budget = ByteBudget(10, WAIT)
+        assert await budget.take(7, 0)
+        gone, next_one = (asyncio.create_task(budget.take(9, WAIT)) for _ in range(2))
+        await asyncio.sleep(0)
+        budget.give_back(7)
+        gone.cancel()
+        assert await next_one
+        assert gone.cancelled()
+        budget.give_back(9)
+        assert budget.left == 10
+
+    asyncio.run(body())
+
+
 @contextmanager
 def serving(score, most):
     async def describe(data):
