@@ -29,6 +29,7 @@ GRACE_SECONDS = 5.0
 _MAX_DETAILS = 1000
 _HEALTH = "/grpc.health.v1.Health/"
 _HEALTH_BYTES, _HEALTH_SECONDS = 16 * MAX_MESSAGE_BYTES, 2.0
+_HEALTH_LARGEST = 4096  # a service's name; who watches is held for as long as it likes
 RECEIVE_SECONDS = 60.0
 """The longest that a message may take to come in."""
 # A peer that is gone without a word is noticed within a minute, even while a call waits for hours.
@@ -234,7 +235,7 @@ class EdgeServer:
         self._guarded = bool(tokens)
         budget = ByteBudget(options.most_bytes, RECEIVE_SECONDS)
         # Apart, since it must be answered when all else is full; and anybody may ask it.
-        of_health = ByteBudget(_HEALTH_BYTES, _HEALTH_SECONDS)
+        of_health = ByteBudget(_HEALTH_BYTES, _HEALTH_SECONDS, _HEALTH_LARGEST)
         receiving = ReceivingLimit(
             lambda method: of_health if method.startswith(_HEALTH) else budget,
             MAX_MESSAGE_BYTES,

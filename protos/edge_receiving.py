@@ -6,6 +6,7 @@ only so much at once as the server has memory for.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -51,11 +52,12 @@ class ByteBudget:
       most: bytes in all.
       left: of them.
       seconds: the longest that a message may take to come in, once its turn has come.
+      largest: bytes of a message that may stay, when it is there and its size is known.
     """
 
-    def __init__(self, most: int, seconds: float) -> None:
+    def __init__(self, most: int, seconds: float, largest: float = math.inf) -> None:
         self.most = self.left = most
-        self.seconds = seconds
+        self.seconds, self.largest = seconds, largest
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size: int, seconds: float) -> bool:
@@ -186,6 +188,9 @@ class ReceivingLimit(grpc.aio.ServerInterceptor):
                     await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
                 budget.give_back(held - len(data))
                 held = len(data)
+                if held > budget.largest:
+                    reason = f"the message has {held} bytes; at most {budget.largest} are taken"
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
                 yield parse(data)
             finally:
                 budget.give_back(held)

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import edge_receiving
-from protos.edge import MAX_MESSAGE_BYTES, EdgeError, EdgeOptions, is_busy
+from protos.edge import MAX_MESSAGE_BYTES, EdgeError, EdgeOptions, channel_options, is_busy
 from protos.edge_client import EdgeClient, Peer
 from protos.edge_receiving import ByteBudget
 from protos.reward import DESCRIBE, SCORE, SERVICE
@@ -152,6 +152,21 @@ def test_calls_that_bring_no_message_have_a_turn_of_some_seconds(monkeypatch):
         assert client.call(SCORE, b"x") == b"x"
         client.close()
         over.set()
+
+
+def test_who_watches_health_without_a_token_holds_next_to_nothing():
+    async def score(data):
+        return data
+
+    large = health_pb2.HealthCheckRequest(service="x" * (32 * MIB))
+    with (
+        serving(score, most=MAX_MESSAGE_BYTES) as server,
+        grpc.insecure_channel(server.address, options=channel_options()) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        refused = stub.Watch(large, timeout=WAIT)
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "at most 4096 are taken" in refused.details()
 
 
 def test_a_call_without_a_message_is_refused_and_so_is_a_budget_below_one():
