@@ -192,13 +192,14 @@ class EdgeClient:
                     raise self._failure(method, error, tries) from error
                 if tries == 1:
                     logger.warning("%s: %s; asking again", self.name, _say(error))
+                # Clients must not come back all at once.
+                if self._closing.wait(pause * random.uniform(0.5, 1.0)):
+                    raise self._failure(method, error, tries) from error
+                pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 if tries > 1:
                     logger.warning("%s answers again", self.name)
                 return result
-            # Clients must not come back all at once.
-            self._closing.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LONGEST_PAUSE)
 
     def close(self) -> None:
         """Disconnects; calls of other threads fail."""

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from protos import edge_client
 from protos.edge import EdgeOptions, is_busy, join_address, split_address
 from protos.reward import DESCRIBE, SERVICE
 from protos.trajectory import FailureKind
@@ -57,6 +58,30 @@ def test_a_full_server_tells_others_to_ask_again_and_that_is_no_fault_of_a_group
             assert answer.result(WAIT) == outcome_of(SumReward())
         away.close()
         brief.close()
+
+
+def test_a_call_that_waits_to_be_repeated_fails_as_any_other_when_its_client_closes(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr(edge_client, "FIRST_PAUSE", WAIT)
+    failures = []
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = join_address(*nobody.getsockname())
+        client = edge_client.EdgeClient(edge_client.Peer(address, patience=9 * WAIT), "test")
+
+        def call():
+            with pytest.raises(edge_client.CallFailed) as failed:
+                client.call(DESCRIBE, b"")
+            failures.append(failed.value.code)
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        while "asking again" not in caplog.text:
+            time.sleep(0.01)
+        client.close()
+        caller.join(WAIT / 3)
+    assert failures == [grpc.StatusCode.UNAVAILABLE]
 
 
 def has_ipv6() -> bool:
