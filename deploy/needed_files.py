@@ -10,8 +10,9 @@ from deploy.config import REPOSITORY, RunConfig
 from deploy.config_file import ConfigError, config_files
 from vision.tasks.registry import OwnTaskConfig
 
-# What a run writes, and what only other commands read.
-_NOT_READ = ("runs", "cache_dir", "initial_encoder", "pretrain", "stage_one")
+# Of a run's config: what it writes, and what only other commands read. A task's stage_one is read.
+_NOT_READ = ("runs", "initial_encoder", "pretrain", "stage_one")
+_CACHE = "cache_dir"  # of any part, and written
 
 
 def needed_files(config_path: str, config: RunConfig, working_directory: Path) -> list[str]:
@@ -30,7 +31,8 @@ def needed_files(config_path: str, config: RunConfig, working_directory: Path) -
     """
     root = working_directory.resolve()
     own = [str(f.relative_to(root)) for f in config_files(config_path) if f.is_relative_to(root)]
-    named = [found for path in _paths(config) if (found := _there(path, root)) is not None]
+    read = {name: value for name, value in config if name not in _NOT_READ}
+    named = [found for path in _paths(read) if (found := _there(path, root)) is not None]
     modules = [name for module in _modules(config) for name in _module_files(module, root)]
     return list(dict.fromkeys([*own, *named, *modules]))
 
@@ -38,9 +40,9 @@ def needed_files(config_path: str, config: RunConfig, working_directory: Path) -
 def _paths(value: Any) -> Iterator[Path]:
     """Relative ones of a config, and texts in the options of own code that are files."""
     if isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            if name not in _NOT_READ:
-                yield from _paths(getattr(value, name))
+        for name, inner in value:
+            if name != _CACHE:
+                yield from _paths(inner)
     elif isinstance(value, Mapping):
         for inner in value.values():
             yield from _paths(inner)

@@ -197,6 +197,16 @@ def test_all_that_a_run_reads_by_relative_paths_is_needed(mine):
         pass
 
 
+def test_the_autoencoder_of_a_tasks_code_words_is_needed(mine):
+    (mine / "vae.npz").write_text("x")
+    (mine / "color.yaml").write_text(
+        "name: mine\nmodel: {preset: tiny}\n"
+        "task: {kind: colorization, stage_one: {checkpoint: vae.npz}, "
+        "data: {kind: photos}}\n"
+    )
+    assert describe("color.yaml", "runs=/shared", directory=mine).files == ["color.yaml", "vae.npz"]
+
+
 @pytest.mark.parametrize("name", READ[1:])
 def test_each_of_it_is_missed_where_an_ignore_file_leaves_it_out(mine, name):
     job = describe("mine.yaml", "runs=/shared", "initial=/shared/x.npz", directory=mine)
