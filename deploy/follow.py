@@ -5,7 +5,9 @@ Ray sends a log from its beginning to each connection; what has been printed is 
 
 import asyncio
 import logging
+import threading
 import time
+from concurrent.futures import Future
 
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -18,6 +20,7 @@ INTERRUPTED = 130
 LOST_SECONDS = 300.0
 # A connection that is lost without a word is like a job that prints nothing.
 SILENT_SECONDS = 30.0
+ANSWER_SECONDS = 30.0
 GONE = "status code 404"
 # aiohttp's and requests' own, and what Ray says of other answers.
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
@@ -79,9 +82,22 @@ class _Follower:
             self._printed += len(new)
 
     async def _look(self) -> JobDetails:
-        info = await asyncio.to_thread(self._client.get_job_info, self._name)
+        answer: Future[JobDetails] = Future()
+        answer.set_running_or_notify_cancel()  # else a late answer has nowhere to go
+        # Ray's requests have no deadline. A daemon: one that waits must not keep this from ending.
+        threading.Thread(target=self._ask, args=(answer,), daemon=True).start()
+        try:
+            info = await asyncio.wait_for(asyncio.wrap_future(answer), ANSWER_SECONDS)
+        except TimeoutError as error:
+            raise ConnectionError(f"no answer within {ANSWER_SECONDS:g} s") from error
         self._answered = time.monotonic()
         return info
+
+    def _ask(self, answer: Future[JobDetails]) -> None:
+        try:
+            answer.set_result(self._client.get_job_info(self._name))
+        except Exception as error:  # noqa: BLE001  # raised where it is waited for
+            answer.set_exception(error)
 
     def _bear(self, error: Exception) -> None:
         """Goes on after a broken connection, unless that is of no use."""

@@ -1,6 +1,7 @@
 """A job is followed to its end through connections that break, each line printed once."""
 
 import asyncio
+import threading
 import types
 
 import aiohttp
@@ -78,6 +79,20 @@ def test_a_connection_that_is_lost_without_a_word_does_not_outlast_the_job(capsy
 
     assert follow.follow(Ended((2, "silent"), (6, None), exit_code=1), "job") == 1
     assert capsys.readouterr().out == "".join(LOG)
+
+
+def test_a_head_that_takes_a_question_and_never_answers_is_given_up(monkeypatch):
+    over = threading.Event()
+
+    class Stopped(Head):
+        def get_job_info(self, name):
+            over.wait()
+
+    monkeypatch.setattr(follow, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(follow, "LOST_SECONDS", -1.0)
+    with pytest.raises(SubmitError, match=r"not answered for .*: no answer within .* may go on"):
+        follow.follow(Stopped((2, "silent")), "job")
+    over.set()
 
 
 def test_a_stopped_job_and_one_that_did_not_start_are_told_apart():
