@@ -70,12 +70,21 @@ def _explained(
     reasons: Sequence[str], example: str, faults: Sequence[tuple[Fault, Mended]]
 ) -> bool:
     """Whether each reason has a fault of its own."""
-    if not reasons:
+    fitting = [
+        [place for place, one in enumerate(faults) if _may_explain(*one, example, reason)]
+        for reason in reasons
+    ]
+    # Those first that few faults fit: else a reason that none fits is found out last.
+    return _each_has_its_own(sorted(fitting, key=len), frozenset())
+
+
+def _each_has_its_own(fitting: Sequence[Sequence[int]], taken: frozenset[int]) -> bool:
+    if not fitting:
         return True
     return any(
-        _may_explain(*one, example, reasons[0])
-        and _explained(reasons[1:], example, [*faults[:place], *faults[place + 1 :]])
-        for place, one in enumerate(faults)
+        _each_has_its_own(fitting[1:], taken | {place})
+        for place in fitting[0]
+        if place not in taken
     )
 
 

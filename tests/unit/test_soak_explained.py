@@ -41,6 +41,12 @@ def test_one_fault_does_not_explain_two_failed_deliveries_of_a_group():
     assert not explaining(KILL, STOP)(0, [DIED, DIED, EXPIRED])
 
 
+def test_a_reason_that_none_of_many_faults_fits_is_found_out_at_once():
+    explains = explaining(*[KILL] * 200)
+    assert explains(0, [DIED] * 6)
+    assert not explains(1, [*[DIED] * 6, EXPIRED])
+
+
 @pytest.mark.parametrize(
     "reason",
     [
