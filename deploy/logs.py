@@ -188,7 +188,7 @@ class RepeatLimiter(logging.Handler):
         self._tell_repeats(self._clock() - self._window)
         try:
             key = self._key(record)
-        except (TypeError, ValueError):  # its arguments do not fit its text
+        except Exception:  # noqa: BLE001  # its text cannot be made; said as logging says it
             self.handleError(record)
             return
         kind = self._kinds.setdefault(key, _Kind(self._clock()))

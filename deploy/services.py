@@ -90,7 +90,7 @@ class Service:
         except ActorUnavailableError as error:
             self._noticed(str(error).strip().splitlines()[0])
             return False
-        if self.where.get("pid") == where["pid"]:
+        if self.where == where:
             self._down = False
             return False
         self._on_start()

@@ -116,10 +116,11 @@ def _ask_all(
         .remote(*arguments)
         for name, node in nodes.items()
     }
+    deadline = time.monotonic() + NODE_SECONDS  # of all together: many may be lost
     answers, faults = {}, []
     for name, call in calls.items():
         try:
-            answers[name] = ray.get(call, timeout=NODE_SECONDS)
+            answers[name] = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
         except GetTimeoutError:
             faults.append(
                 fail(

@@ -4,6 +4,7 @@ import asyncio
 import random
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import msgpack
@@ -75,7 +76,7 @@ def test_leases_whose_answer_is_not_taken_go_back_untried(served):
     header = msgpack.packb(["lease", "to_score", 2, 60.0, "deaf", 0.0, None, None])
     direct._send([HEAD.pack(len(header), 0), header] * 100)
     while queue.stats().stages["to_score"].leased < 2:
-        pass
+        time.sleep(0.001)
     direct.close()
     again = queue.lease("to_score", 2, None, "r", wait=LONG)
     assert [(g.ordinal, g.delivery) for g in again] == [(g.ordinal, 1) for g in sampling]
