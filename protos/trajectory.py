@@ -49,19 +49,23 @@ class FailureKind(enum.Enum):
 
 # Of the file that was named, not of the machine or the file system that holds it.
 _FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+# Of HTTP clients the last two come without an `errno`.
+_ELSEWHERE = (InfrastructureError, CancelledError, MemoryError, ConnectionError, TimeoutError)
 
 
 def failure_kind(error: BaseException) -> FailureKind:
     """What an exception that a group's work met means for the group.
 
-    Infrastructure: what says so, work that was called off, a full memory, and what the operating
-    system refused (`OSError` with its `errno`: a disk, a mount, permissions, open files). All else
-    is the data's fault: Pillow tells a broken image by an `OSError` too, but without `errno`.
+    Infrastructure: what says so, work that was called off, a full memory, a connection that broke,
+    time that ran out, and what the operating system refused (`OSError` with its `errno`: a disk, a
+    mount, permissions, open files). All else is the data's fault: Pillow tells a broken image by an
+    `OSError` too, but without `errno`.
     """
-    if isinstance(error, OSError):
-        refused = error.errno is not None and not isinstance(error, _FILE_ERRORS)
-        return FailureKind.INFRASTRUCTURE if refused else FailureKind.DATA
-    elsewhere = isinstance(error, InfrastructureError | CancelledError | MemoryError)
+    elsewhere = isinstance(error, _ELSEWHERE) or (
+        isinstance(error, OSError)
+        and error.errno is not None
+        and not isinstance(error, _FILE_ERRORS)
+    )
     return FailureKind.INFRASTRUCTURE if elsewhere else FailureKind.DATA
 
 

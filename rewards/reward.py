@@ -34,8 +34,8 @@ class Reward(Protocol):
         """One outcome for each pair of example and prediction, in order.
 
         A sample that cannot be judged is `Abstained` or `Failed`, never a number. Raise
-        `InfrastructureError` for what another worker may manage; any other exception counts as
-        a failure of this group's data.
+        `InfrastructureError` for what another worker may manage; what other exceptions count as
+        says `protos.trajectory.failure_kind`: most are a failure of this group's data.
         """
         ...
 

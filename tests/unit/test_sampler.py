@@ -1,6 +1,7 @@
 """The sampler on a real queue: what it cannot load costs its own groups, by whose fault it is."""
 
 import errno
+from http.client import RemoteDisconnected
 
 import numpy as np
 import pytest
@@ -144,6 +145,8 @@ def test_a_policy_that_is_not_held_is_waited_for_and_other_lookups_are_not():
     [
         (MemoryError(), FailureKind.INFRASTRUCTURE),
         (PermissionError(errno.EACCES, "Permission denied"), FailureKind.INFRASTRUCTURE),
+        (RemoteDisconnected("closed without response"), FailureKind.INFRASTRUCTURE),
+        (TimeoutError("timed out"), FailureKind.INFRASTRUCTURE),
         (FileNotFoundError(errno.ENOENT, "No such file"), FailureKind.DATA),
         (OSError("image file is truncated"), FailureKind.DATA),
         (KeyError("annotation"), FailureKind.DATA),
