@@ -46,6 +46,7 @@ class _Follower:
         self._client, self._name = client, name
         self._printed = 0  # characters of the log
         self._answered = time.monotonic()
+        self._silent_at_end = False  # once, with the job ended: another connection may bring more
 
     async def follow(self) -> JobDetails:
         """What became of the job, its log printed."""
@@ -68,8 +69,13 @@ class _Follower:
             coming = asyncio.ensure_future(anext(chunks, None))
             try:
                 while not (await asyncio.wait({coming}, timeout=SILENT_SECONDS))[0]:
-                    if (await self._look()).status.is_terminal():
-                        raise ConnectionError(f"nothing comes of job {self._name}, which has ended")
+                    if not (await self._look()).status.is_terminal():
+                        continue
+                    if self._silent_at_end:
+                        logger.warning("the end of the log does not come: its node may be lost")
+                        return
+                    self._silent_at_end = True
+                    raise ConnectionError(f"nothing comes of job {self._name}, which has ended")
             finally:
                 coming.cancel()
             text = coming.result()

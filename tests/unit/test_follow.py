@@ -79,6 +79,8 @@ def test_a_connection_that_is_lost_without_a_word_does_not_outlast_the_job(capsy
 
     assert follow.follow(Ended((2, "silent"), (6, None), exit_code=1), "job") == 1
     assert capsys.readouterr().out == "".join(LOG)
+    assert follow.follow(Ended((2, "silent"), (3, "silent"), exit_code=1), "job") == 1
+    assert capsys.readouterr().out == "".join(LOG[:3])
 
 
 def test_a_head_that_takes_a_question_and_never_answers_is_given_up(monkeypatch):
