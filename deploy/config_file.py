@@ -136,7 +136,11 @@ def _describe(fault: Any, model: type[BaseModel]) -> str:
         known = sorted({name for parent in parents for name in parent.model_fields})
         last = str(fault["loc"][-1])
         nearest = difflib.get_close_matches(last, known, 1, 0.5)
-        elsewhere = [key for key in dotted_keys(model) if key.rpartition(".")[2] == last]
+        elsewhere = [
+            key
+            for key in dotted_keys(model)
+            if key.rpartition(".")[2] == last and key != location  # there for another kind of it
+        ]
         if elsewhere:
             return f"{location}: unknown key here; did you mean {elsewhere[0]!r}?"
         if nearest:

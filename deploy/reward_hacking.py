@@ -195,7 +195,6 @@ class RewardHackingWatch:
         try:
             return self._look()
         except OSError as error:
-            self._seen = None
             logger.warning("the evaluations so far cannot be read: %s", error)
             return self._found
 
@@ -204,14 +203,15 @@ class RewardHackingWatch:
         if not evaluations.exists() or not (self._run_directory / METRICS_FILE).exists():
             return None
         written = evaluations.stat()
-        if (written.st_mtime_ns, written.st_size) == self._seen:
+        now = (written.st_mtime_ns, written.st_size)
+        if now == self._seen:
             return self._found
-        self._seen = written.st_mtime_ns, written.st_size
         self._found = reward_hacking_in(
             self._metric,
             list(read_metrics(self._run_directory)),
             read_evaluations(self._run_directory),
         )
+        self._seen = now
         if self._found is not None and not self._warned:
             logger.warning("%s", self._found)
             self._warned = True

@@ -225,6 +225,12 @@ def test_unknown_keys_of_a_run_name_the_nearest(key, nearest):
         read_config("quickstart/detection_map.yaml", [f"{key}=1"], RunConfig)
 
 
+def test_a_key_of_another_kind_of_section_does_not_name_itself():
+    changes = ["task={kind: colorization, data: {kind: photos, cache_dir: a}}"]
+    with pytest.raises(ConfigError, match=r"task\.data\.cache_dir: unknown key; task\.data has"):
+        read_config("quickstart/detection_map.yaml", changes, RunConfig)
+
+
 def test_every_key_of_a_run_is_known_by_its_dotted_name():
     keys = set(dotted_keys(RunConfig))
     assert {"seed", "learner.optimizer.beta2_cap", "rewards.terms.path", "task.data.train"} <= keys
