@@ -59,6 +59,15 @@ def test_a_lost_node_holds_nobody_up_and_is_told(lost_node, caplog):
     ]
 
 
+def test_a_process_that_is_being_ended_is_not_ended_a_second_time(lost_node):
+    for _ in range(5):
+        kill.kill_process({"node": THERE, "pid": 11, "begun": 1})
+    lost_node.answers.set()
+    kill.wait_for_kills()
+    assert lost_node.asked.acquire(timeout=10)
+    assert not lost_node.asked.acquire(blocking=False)
+
+
 @pytest.fixture
 def sleeper():
     process = subprocess.Popen(["sleep", "600"])
