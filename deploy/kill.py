@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 logger = logging.getLogger(__name__)
 
 NODE_SECONDS = 10.0
+PROCESSES = Path("/proc")
 _NAME = "kill-"
 
 
@@ -80,7 +82,11 @@ def _kill(pid: int, begun: int) -> None:
 
 
 def _begun(pid: int) -> int:
-    """When a process began, in clock ticks since its machine started."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # Its name stands second in parentheses, and may hold anything; the 22nd value is the time.
-        return int(file.read().rpartition(b")")[2].split()[19])
+    """When a process began, in clock ticks since its machine started.
+
+    0 where there is no /proc, as on macOS: its number must do there.
+    """
+    if not PROCESSES.is_dir():
+        return 0
+    # Its name stands second in parentheses, and may hold anything; the 22nd value is the time.
+    return int((PROCESSES / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19])

@@ -87,3 +87,12 @@ def test_a_process_is_killed_and_none_that_has_its_number_after_it(lost_node, sl
     kill.kill_process({"node": "here", "pid": sleeper.pid, "begun": begun})
     assert sleeper.wait(30) == -signal.SIGKILL
     kill.kill_process({"node": "here", "pid": sleeper.pid, "begun": begun})  # it has ended
+
+
+def test_a_machine_that_tells_no_beginnings_ends_a_process_by_its_number(
+    lost_node, sleeper, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(kill, "PROCESSES", tmp_path / "proc")
+    assert kill.this_process()["begun"] == 0
+    kill.kill_process({"node": "here", "pid": sleeper.pid, "begun": 0})
+    assert sleeper.wait(30) == -signal.SIGKILL
