@@ -14,11 +14,9 @@ _MONITOR, _CONFIG, _ADDRESS = "monitor.py", "--autoscaling-config=", "--gcs-addr
 def monitors(processes: Path = Path("/proc")) -> list[list[str]]:
     """The command lines of Ray's monitors on the machine that runs this."""
     found = []
-    for entry in processes.iterdir():
-        if not entry.name.isdigit():
-            continue
+    for file in processes.glob("[0-9]*/cmdline"):  # none where there is no /proc, as on macOS
         try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            words = file.read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended, or is another user's
             continue
         if any("autoscaler" in word and word.endswith(_MONITOR) for word in words):

@@ -149,3 +149,4 @@ def test_monitors_are_found_by_their_command_lines(tmp_path):
         (tmp_path / pid / "cmdline").write_bytes("\0".join(words).encode())
     (tmp_path / "14").mkdir()  # it has ended
     assert monitors(tmp_path) == [monitor()]
+    assert monitors(tmp_path / "no_proc") == []
