@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deploy import policies
+from deploy.looking import look_again_and_again
 from deploy.policies import Policies
 from learner.packed_weights import VersionNotHeld, pack_weights, unpack_weights
 from tests.edges import MemoryWeights
@@ -32,8 +33,17 @@ class Store(MemoryWeights):
 
 @pytest.fixture
 def store(monkeypatch):
+    ends = []
+
+    def look(*arguments):
+        ends.append(arguments[-1])
+        return look_again_and_again(*arguments)
+
     monkeypatch.setattr(policies, "LOOK_SECONDS", 0.001)
-    return Store()
+    monkeypatch.setattr(policies, "look_again_and_again", look)
+    yield Store()
+    for end in ends:  # else the threads look a thousand times a second while other tests run
+        end.set()
 
 
 def until(condition):
