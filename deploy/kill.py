@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,24 @@ def kill_process(where: Mapping[str, Any]) -> None:
     Returns before that is done where the node is another one. That it could not be done is logged:
     a process on a node that is lost is lost with it.
     """
-    node, pid, begun = where["node"], where["pid"], where["begun"]
-    if node == ray.get_runtime_context().get_node_id():
-        _kill(pid, begun)
-        return
-    name = f"{_NAME}{pid}-{node}"
-    if any(thread.name == name for thread in threading.enumerate()):
-        return  # a worker that stays silent is told to end every second
-    threading.Thread(
-        target=_kill_elsewhere, args=(node, pid, begun), name=name, daemon=True
-    ).start()
+    kill_processes([where])
+
+
+def kill_processes(wheres: Iterable[Mapping[str, Any]]) -> None:
+    """`kill_process` of many, by one task a node: each takes a process of Ray's there."""
+    by_node: dict[str, list[tuple[int, int]]] = {}
+    for where in wheres:
+        by_node.setdefault(where["node"], []).append((where["pid"], where["begun"]))
+    for node, processes in by_node.items():
+        if node == ray.get_runtime_context().get_node_id():
+            _kill(processes)
+            continue
+        name = f"{_NAME}{node}-{processes}"
+        if any(thread.name == name for thread in threading.enumerate()):
+            continue  # a worker that stays silent is told to end every second
+        threading.Thread(
+            target=_kill_elsewhere, args=(node, processes), name=name, daemon=True
+        ).start()
 
 
 def wait_for_kills(seconds: float = NODE_SECONDS) -> None:
@@ -62,23 +70,26 @@ def wait_for_kills(seconds: float = NODE_SECONDS) -> None:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _kill_elsewhere(node: str, pid: int, begun: int) -> None:
+def _kill_elsewhere(node: str, processes: Sequence[tuple[int, int]]) -> None:
     task = ray.remote(num_cpus=0)(_kill).options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
     )
     try:
-        ray.get(task.remote(pid, begun), timeout=NODE_SECONDS)
+        ray.get(task.remote(processes), timeout=NODE_SECONDS)
     except (GetTimeoutError, RayError) as error:
-        about = {"subject": f"process {pid} on {node}"}
-        logger.warning("could not end process %d on node %s: %s", pid, node, error, extra=about)
+        which = ", ".join(str(pid) for pid, _ in processes)
+        about = {"subject": f"node {node}"}
+        logger.warning("could not end process %s on node %s: %s", which, node, error, extra=about)
 
 
-def _kill(pid: int, begun: int) -> None:
-    try:
-        if _begun(pid) == begun:
-            os.kill(pid, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        return  # it has ended
+def _kill(processes: Sequence[tuple[int, int]]) -> None:
+    """By number and beginning."""
+    for pid, begun in processes:
+        try:
+            if _begun(pid) == begun:
+                os.kill(pid, signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
 
 
 def _begun(pid: int) -> int:

@@ -56,9 +56,10 @@ class OutsideLearner(Worker):
         step = self._weights.newest_version() or 0
         return {"state": state if step else "waiting for a learner", "step": step}
 
-    def remove(self) -> None:
+    def remove(self) -> Mapping[str, Any]:
         """There is nothing to end."""
         self.removed = True
+        return {}
 
 
 def publish_initial(weights: RayWeights, params: Mapping[str, Any]) -> None:

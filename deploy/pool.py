@@ -18,7 +18,7 @@ from deploy import processes
 from deploy.cluster import PlacementError, Request, actor_options, describe_nodes
 from deploy.coming_nodes import nodes_coming
 from deploy.config import RunConfig
-from deploy.kill import wait_for_kills
+from deploy.kill import kill_processes, wait_for_kills
 from deploy.learner_group import LearnerGroup, LearnerHost, resources_of_host
 from deploy.workers import Worker
 from replay.queue import ReplayQueue
@@ -149,8 +149,9 @@ class Pool:
 
         for worker in self.workers:
             worker.check(on_death)
-        for worker in [w for w in self.workers if w.draining and w.running is None]:
-            worker.remove()
+        drained = [w for w in self.workers if w.draining and w.running is None]
+        _remove(drained)
+        for worker in drained:
             self.workers.remove(worker)
             logger.info("%s has drained and is ended", worker.name, extra={"subject": worker.name})
         self._check_placed()
@@ -210,6 +211,9 @@ class Pool:
 
     def remove(self) -> None:
         """Ends every worker for good."""
-        for worker in self.workers:
-            worker.remove()
+        _remove(self.workers)
         wait_for_kills()
+
+
+def _remove(workers: Sequence[Worker]) -> None:
+    kill_processes([where for worker in workers if (where := worker.remove())])

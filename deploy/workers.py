@@ -205,15 +205,17 @@ class Worker:
         self.draining = True
         self.ask_to_stop()
 
-    def remove(self) -> None:
-        """Ends the actor for good."""
+    def remove(self) -> Mapping[str, Any]:
+        """Ends the actor for good; tells where its process is, if it may still be at work.
+
+        Ray asks that process to end. One that is stopped would not hear it: kill it, too.
+        """
         self.removed = True
-        if self.handle is not None:
-            ray.kill(self.handle, no_restart=True)
-            done = self.finished is not None or (self.running is not None and _ready(self.running))
-            if self.where and not done:
-                # Ray asks the process to end; one that is stopped would not hear it.
-                kill_process(self.where)
+        if self.handle is None:
+            return {}
+        ray.kill(self.handle, no_restart=True)
+        done = self.finished is not None or (self.running is not None and _ready(self.running))
+        return {} if done else self.where
 
 
 def _ready(call: Any) -> bool:

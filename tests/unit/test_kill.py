@@ -59,6 +59,19 @@ def test_a_lost_node_holds_nobody_up_and_is_told(lost_node, caplog):
     ]
 
 
+def test_processes_of_one_node_are_ended_by_one_task(lost_node, caplog):
+    where = [{"node": node * 28, "pid": pid, "begun": 1} for pid, node in enumerate(("ab", "cd"))]
+    kill.kill_processes([*where, {**where[0], "pid": 7}])
+    lost_node.answers.set()
+    with caplog.at_level(logging.WARNING):
+        kill.wait_for_kills()
+    said = sorted(record.getMessage() for record in caplog.records)
+    assert [text.partition(" on node")[0] for text in said] == [
+        "could not end process 0, 7",
+        "could not end process 1",
+    ]
+
+
 def test_a_process_that_is_being_ended_is_not_ended_a_second_time(lost_node):
     for _ in range(5):
         kill.kill_process({"node": THERE, "pid": 11, "begun": 1})
