@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future
 
 import aiohttp
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from deploy.submit import LOOK_SECONDS, SubmitError
@@ -23,7 +24,7 @@ SILENT_SECONDS = 30.0
 ANSWER_SECONDS = 30.0
 GONE = "status code 404"
 # aiohttp's and requests' own, and what Ray says of other answers.
-BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
+BROKEN = (aiohttp.ClientError, OSError, RuntimeError, AuthenticationError)
 
 
 def follow(client: JobSubmissionClient, name: str) -> int:
@@ -109,6 +110,10 @@ class _Follower:
         """Goes on after a broken connection, unless that is of no use."""
         if GONE in str(error) or getattr(error, "status", None) == 404:
             raise SubmitError(f"the cluster does not know job {self._name} any more") from error
+        if isinstance(error, AuthenticationError):
+            raise SubmitError(
+                f"the head refuses this token by now: {error}; job {self._name} may go on"
+            ) from error
         silent = time.monotonic() - self._answered
         if silent > LOST_SECONDS:
             raise SubmitError(

@@ -6,6 +6,7 @@ import types
 
 import aiohttp
 import pytest
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
 from deploy import follow
@@ -115,3 +116,10 @@ def test_a_head_that_stays_away_or_has_forgotten_the_job_is_given_up(monkeypatch
     monkeypatch.setattr(follow, "LOST_SECONDS", -1.0)
     with pytest.raises(SubmitError, match=r"has not answered for .* refused; job job may go on"):
         follow.follow(Head((2, None), down=1), "job")
+
+
+def test_a_head_that_has_another_token_by_now_is_given_up_at_once():
+    head = Head((2, AuthenticationError("401")), (6, None))
+    with pytest.raises(SubmitError, match="refuses this token by now"):
+        follow.follow(head, "job")
+    assert head.made == 1
