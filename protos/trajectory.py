@@ -309,14 +309,14 @@ def outcome_message(k: int, outcome: Outcome) -> pb.Outcome:
             arrays = {name: array_message(name, values) for name, values in auxiliary.items()}
             return pb.Outcome(scored=pb.Scored(reward=reward, auxiliary=arrays))
         case Abstained(reason):
-            return pb.Outcome(abstained=pb.Abstained(reason=_text(reason)))
+            return pb.Outcome(abstained=pb.Abstained(reason=utf8(reason)))
         case Failed():
             return pb.Outcome(failed=failed_message(outcome))
         case _:
             raise WireError(f"sample {k}: {outcome!r} is not Scored, Abstained or Failed")
 
 
-def _text(reason: str) -> str:
+def utf8(reason: str) -> str:
     """A reason quotes anyone's exception: what UTF-8 cannot write must not hide the failure."""
     return reason.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -339,7 +339,7 @@ def read_outcome(k: int, message: pb.Outcome) -> Outcome:
 
 def failed_message(failed: Failed) -> pb.Failed:
     """A failure with its reason."""
-    return pb.Failed(reason=_text(failed.reason), kind=failed.kind.value)
+    return pb.Failed(reason=utf8(failed.reason), kind=failed.kind.value)
 
 
 def read_failed(name: str, message: pb.Failed) -> Failed:

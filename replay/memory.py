@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from protos.trajectory import FailureKind
+from protos.trajectory import FailureKind, utf8
 from replay.config import QueueConfig
 from replay.fence import Fence, fenced
 from replay.queue import (
@@ -127,7 +127,10 @@ class MemoryReplayQueue:
         now = self._clock()
         try:
             self._state.check_outcomes([lease_id for lease_id, *_ in items], now)
-            return [self._state.fail(*item, now) for item in items]
+            return [
+                self._state.fail(lease_id, utf8(reason), kind, now)
+                for lease_id, reason, kind in items
+            ]
         finally:
             self._serve()
 

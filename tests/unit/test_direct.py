@@ -37,7 +37,7 @@ def test_what_is_asked_directly_is_what_the_queue_says(served):
     assert [lease.payload for lease in sampling] == [
         tickets(config()).ticket(ordinal).to_bytes() for ordinal in (0, 1)
     ]
-    queue.fail([(sampling[0].id, "broken", FailureKind.DATA)])
+    queue.fail([(sampling[0].id, "broken: caf\udce9.png", FailureKind.DATA)])
     late = [(sampling[0].id, b"late")]
     assert direct.complete([(sampling[1].id, b"\0" * 300_000), *late]) == [
         Completion.DONE,
@@ -48,7 +48,7 @@ def test_what_is_asked_directly_is_what_the_queue_says(served):
     direct.complete([(scoring.id, b"")])
     training = direct.lease("to_train", 2, None, "w", first=0)
     assert [(g.payload, g.tombstone, g.reasons) for g in training] == [
-        (None, True, ("broken",)),
+        (None, True, (r"broken: caf\udce9.png",)),
         (b"", False, ()),
     ]
     direct.ack([0], [1])
