@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,12 @@ import numpy as np
 from actors.engine import Engine
 from protos.trajectory import FailureKind, PolicyNotHeld, Sampled, Ticket, failure_kind
 from replay.lease_keeper import LeaseKeeper
-from replay.pulling import PullingWorker, WorkerStatus
+from replay.pulling import LOAD_SECONDS, PullingWorker, WorkerStatus
 from replay.queue import Lease, ReplayQueue, Stage
 from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-LOAD_SECONDS = 10.0
-RETRY_SECONDS = 0.5
 LoadWeights = Callable[[int | None], tuple[int, dict[str, Any]]]
 
 
@@ -87,7 +86,7 @@ class Sampler(PullingWorker):
         give_up = time.monotonic() + LOAD_SECONDS
         for row, ticket in enumerate(tickets):
             try:
-                images[row] = self._image(ticket, give_up)
+                images[row] = self._when_there(partial(self._image, ticket), give_up)
             except Exception as error:  # noqa: BLE001  # costs its own group, with its reason
                 reason = f"example {ticket.example_id}: {type(error).__name__}: {error}"
                 about = {"ordinal": ticket.ordinal, "example": ticket.example_id}
@@ -97,21 +96,8 @@ class Sampler(PullingWorker):
                 broken[ticket.ordinal] = reason, failure_kind(error)
         return images, broken
 
-    def _image(self, ticket: Ticket, give_up: float) -> np.ndarray:
-        """The image of a ticket; a file system that is away is waited for until `give_up`.
-
-        The tries of a queue follow each other at once: without a pause they were used up in one.
-        """
-        while True:
-            try:
-                example = self._task.load(self._split, ticket.example_id, ticket.augmentation_seed)
-                return example.image
-            except OSError as error:
-                away = failure_kind(error) is FailureKind.INFRASTRUCTURE
-                if not away or self._stopping or time.monotonic() > give_up:
-                    raise
-                logger.warning("%s: tries again: %s", self.status.worker, error)
-                time.sleep(RETRY_SECONDS)
+    def _image(self, ticket: Ticket) -> np.ndarray:
+        return self._task.load(self._split, ticket.example_id, ticket.augmentation_seed).image
 
     def _loaded(
         self, leases: list[Lease], version: int | None

@@ -27,6 +27,7 @@ class LeaseKeeper:
     cannot be ended otherwise. A queue that is away, which calls to it wait for, delays none of it.
 
     Attributes:
+      deadline: seconds that an item may take.
       on_lost: told the ids of leases that are not held any more, so that work which waits
         elsewhere can be called off. It runs in the keeper's thread.
     """
@@ -40,7 +41,7 @@ class LeaseKeeper:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._queue = queue
-        self._deadline = deadline
+        self.deadline = deadline
         self._on_stuck = on_stuck
         self._clock = clock
         self._lock = threading.Lock()
@@ -125,14 +126,14 @@ class LeaseKeeper:
             with self._lock:
                 held = dict(self._held)
                 working_on = self._working_on
-            if working_on is not None and self._clock() - working_on[1] > self._deadline:
+            if working_on is not None and self._clock() - working_on[1] > self.deadline:
                 self._closed.set()  # nothing is renewed any more
                 self._give_up(held, working_on[0])
                 return
 
     def _give_up(self, held: dict[str, Lease], stuck: frozenset[str]) -> None:
         ordinals = [held[lease_id].ordinal for lease_id in sorted(stuck & set(held))]
-        reason = f"exceeded its deadline of {self._deadline:g} s on ordinals {ordinals}"
+        reason = f"exceeded its deadline of {self.deadline:g} s on ordinals {ordinals}"
 
         def tell() -> None:
             try:

@@ -1,14 +1,24 @@
 """What samplers and reward workers have in common: they pull, work and pull again."""
 
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from protos.trajectory import FailureKind, failure_kind
 from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 WAIT_SECONDS = 1.0
+LOAD_SECONDS = 10.0
+"""The longest that a worker waits for a file system that is away."""
+RETRY_SECONDS = 0.5
 
 
 @dataclass
@@ -60,6 +70,21 @@ class PullingWorker(ABC):
     def _wanted(self) -> int:
         """How many leases to ask for now; a worker whose hands are full waits here, and says 0."""
         return self._leases
+
+    def _when_there(self, load: Callable[[], T], give_up: float) -> T:
+        """What `load` brings; a file system that is away is waited for until `give_up`.
+
+        The tries of a queue follow each other at once: without a pause they were used up in one.
+        """
+        while True:
+            try:
+                return load()
+            except OSError as error:
+                away = failure_kind(error) is FailureKind.INFRASTRUCTURE
+                if not away or self._stopping or time.monotonic() > give_up:
+                    raise
+                logger.warning("%s: tries again: %s", self._status.worker, error)
+                time.sleep(RETRY_SECONDS)
 
     def stop(self) -> None:
         """Ends `run` after the work at hand."""

@@ -20,10 +20,11 @@ import numpy as np
 from protos.reward import ScoreRequest
 from protos.trajectory import Failed, FailureKind, Outcome, Sampled, Scored, ScoredGroup, Ticket
 from replay.lease_keeper import LeaseKeeper
-from replay.pulling import WAIT_SECONDS, PullingWorker, WorkerStatus
+from replay.pulling import LOAD_SECONDS, WAIT_SECONDS, PullingWorker, WorkerStatus
 from replay.queue import Lease, ReplayQueue, Stage
 from rewards.in_flight import Answer, InFlight
 from rewards.judge import GroupFailure, group_failure, start
+from rewards.judge import failed as raising
 from rewards.reward import AnyReward, Group, is_submitted
 from vision.tasks.task import Task
 
@@ -103,11 +104,11 @@ class RewardWorker(PullingWorker):
 
     def _apart_if_failed(self, leases: list[Lease]) -> list[Lease]:
         """A group whose delivery failed may end this process: it is scored with no others held."""
-        failed = [lease for lease in leases if lease.delivery > 1]
-        if not failed or len(leases) == 1:
+        again = [lease for lease in leases if lease.delivery > 1]
+        if not again or len(leases) == 1:
             return leases
-        self._queue.release([lease.id for lease in leases if lease is not failed[0]])
-        return failed[:1]
+        self._queue.release([lease.id for lease in leases if lease is not again[0]])
+        return again[:1]
 
     def _work(self, leases: list[Lease]) -> None:
         leases = self._apart_if_failed(leases)
@@ -155,6 +156,12 @@ class RewardWorker(PullingWorker):
             sampled.logprobs,
         )
         group = Group(self._task, request)
+        give_up = time.monotonic() + min(LOAD_SECONDS, self._keeper.deadline / 2)
+        try:
+            if self._in_flight is None:  # else it may not be loaded here
+                self._when_there(lambda: group.example, give_up)
+        except Exception as error:  # noqa: BLE001  # costs its own group, typed
+            return Answer(lease, sampled, raising(error), group.seconds)
         return Answer(lease, sampled, start(self._reward, group), group.seconds)
 
     def _flush_answers(self, answers: Sequence[Answer]) -> None:

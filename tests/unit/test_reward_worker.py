@@ -1,6 +1,7 @@
 """The reward worker on a real queue: scored groups go on, failures stay typed and alone."""
 
 import asyncio
+import errno
 import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -17,11 +18,13 @@ from protos.trajectory import (
     ScoredGroup,
     Ticket,
 )
+from replay import pulling
 from replay.config import QueueConfig
 from replay.lease_keeper import LeaseKeeper
 from replay.memory import MemoryReplayQueue
 from replay.queue import QueueClosed
 from replay.tickets import TicketSource
+from rewards import worker as worker_module
 from rewards.worker import RewardWorker
 from vision.tasks.task import Example
 
@@ -215,6 +218,37 @@ def test_an_infrastructure_failure_is_tried_again_before_quarantine(queue, odd):
     assert len(reasons) == 2  # max_deliveries
     assert all("service is down" in reason for reason in reasons)
     assert worker.status.failed_groups == 2
+
+
+def test_a_file_system_that_comes_back_costs_no_delivery(queue, monkeypatch):
+    monkeypatch.setattr(pulling, "RETRY_SECONDS", 0.01)
+    away = [OSError(errno.ESTALE, "Stale file handle")] * 5
+
+    class Away(FakeTask):
+        def load(self, *asked):
+            if away:
+                raise away.pop()
+            return super().load(*asked)
+
+    worker = work(queue, FakeReward(), task=Away())
+    assert outcomes(worker) == {n: expected(n, e) for n, e in example_ids().items()}
+    assert (away, worker.status.failed_groups) == ([], 0)
+
+
+def test_a_file_system_that_stays_away_costs_the_groups_tries(queue, monkeypatch):
+    monkeypatch.setattr(worker_module, "LOAD_SECONDS", 0.0)
+    monkeypatch.setattr(pulling, "RETRY_SECONDS", 0.0)
+    ill = 1
+
+    class Away(FakeTask):
+        def load(self, split, example_id, augmentation_seed):
+            if example_id == example_ids()[ill]:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return super().load(split, example_id, augmentation_seed)
+
+    result = outcomes(work(queue, FakeReward(), task=Away()))
+    assert ["Stale file handle" in reason for reason in result.pop(ill)] == [True, True]
+    assert result == {n: expected(n, e) for n, e in example_ids().items() if n != ill}
 
 
 def test_a_reward_that_is_not_finite_fails_its_sample_and_the_group_goes_on(queue):

@@ -6,10 +6,11 @@ from http.client import RemoteDisconnected
 import numpy as np
 import pytest
 
-from actors import sampler as module
+from actors import sampler
 from actors.engine import Samples
 from actors.sampler import Sampler
 from protos.trajectory import FailureKind, PolicyNotHeld, Sampled, failure_kind
+from replay import pulling
 from replay.config import QueueConfig
 from replay.lease_keeper import LeaseKeeper
 from replay.queue import Stage
@@ -47,8 +48,8 @@ class ToyEngine:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(module, "LOAD_SECONDS", 0.05)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(sampler, "LOAD_SECONDS", 0.05)
+    monkeypatch.setattr(pulling, "RETRY_SECONDS", 0.02)
 
 
 def tickets():
@@ -120,7 +121,7 @@ def test_what_the_machine_refuses_is_tried_again_before_quarantine(error):
 
 
 def test_a_file_system_that_comes_back_costs_no_delivery(monkeypatch):
-    monkeypatch.setattr(module, "LOAD_SECONDS", WAIT)
+    monkeypatch.setattr(sampler, "LOAD_SECONDS", WAIT)
     away = {str(n): [OSError(errno.ESTALE, "Stale file handle")] * 3 for n in range(GROUPS)}
     assert run(away) == expected()
 
