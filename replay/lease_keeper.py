@@ -50,8 +50,11 @@ class LeaseKeeper:
         self.on_lost: Callable[[set[str]], None] = lambda lost: None
         self._closed = threading.Event()
         self._threads = [
-            threading.Thread(target=self._or_end, args=(loop, ttl / 3), name=name, daemon=True)
-            for name, loop in (("lease-keeper", self._renew), ("deadline", self._watch))
+            threading.Thread(target=self._or_end, args=(loop, every), name=name, daemon=True)
+            for name, loop, every in (
+                ("lease-keeper", self._renew, ttl / 3),
+                ("deadline", self._watch, min(ttl, deadline) / 3),
+            )
         ]
         for thread in self._threads:
             thread.start()

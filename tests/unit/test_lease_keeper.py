@@ -204,6 +204,15 @@ def test_a_queue_that_is_away_does_not_save_a_stuck_worker(kept, hanging, monkey
     assert "deadline of 10 s on ordinals [1]" in reason
 
 
+def test_a_deadline_that_is_shorter_than_a_lease_is_kept():
+    clock, stuck = Clock(), threading.Event()
+    keeper = LeaseKeeper(RecordingQueue(), 9 * WAIT, TTL, lambda reason: stuck.set(), clock)
+    with keeper.working_on([lease(1)]):
+        clock.now = 2 * TTL
+        assert stuck.wait(WAIT)
+    keeper.close()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_keeper_that_fails_ends_its_process():
     queue, stuck, reasons = RecordingQueue(), threading.Event(), []
