@@ -58,6 +58,8 @@ class DirectServer:
             logger.warning("%s says what no worker says: %s", _peer(stream), error)
         except (ConnectionError, TimeoutError):
             pass  # the other end is gone; what it held comes back as from any worker that ends
+        except Exception:  # ends this connection, not the server; else nobody would be told
+            logger.exception("a direct connection of %s failed", _peer(stream))
         finally:
             stream.transport.close()
 
@@ -126,7 +128,7 @@ class DirectServer:
             answer = ["invalid", str(error)]
         try:
             await stream.write(frame(answer, payloads))
-        except ConnectionError:  # nobody will work on them
+        except BaseException:  # nobody will work on them
             await self._queue.release([lease.id for lease in leases])
             raise
 

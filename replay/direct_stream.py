@@ -43,7 +43,7 @@ class DirectStream(asyncio.BufferedProtocol):
           ConnectionError: the other end ended before it had said so much.
         """
         self._make_room(size)
-        if self._full:
+        if self._full and self._end < len(self._buffer):
             self._full = False
             self.transport.resume_reading()
         if self._end - self._start < size:

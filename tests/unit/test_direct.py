@@ -68,6 +68,16 @@ def test_frames_of_every_size_come_whole(served):
         direct.ack([lease.ordinal for lease in direct.lease("to_train", 2, None, "w")])
 
 
+def test_calls_that_come_together_are_answered_one_by_one(served):
+    _, address = served
+    direct = DirectConnection(address, LONG)
+    header = msgpack.packb(["ack", [], [], None])
+    direct._send([HEAD.pack(len(header), 0), header] * 500)
+    answer = msgpack.packb(["ok", None])
+    answers = bytes(direct._read(500 * (HEAD.size + len(answer))))
+    assert answers == (HEAD.pack(len(answer), 0) + answer) * 500
+
+
 def test_leases_whose_answer_is_not_taken_go_back_untried(served):
     queue, address = served
     sampling = queue.lease("to_sample", 1, None, "s")
