@@ -101,7 +101,8 @@ def test_prometheus_sees_a_run_through_the_death_of_a_worker(
             variables = list(variable_queries())
             assert len(variables) == len(list(DIRECTORY.glob("*.json")))
             for asked, label in variables:
-                assert server.label_values(label, asked) == [NAME]
+                # The tests of this Ray have other runs, whose series may be there still.
+                assert NAME in server.label_values(label, asked)
 
             assert signal_worker(last, "reward-0", SIGKILL)
             restarts = series("ray_rewardtune_worker_restarts_total", {"role": "reward"})
