@@ -150,7 +150,7 @@ def test_a_run_by_rays_own_command_is_stopped_with_a_checkpoint_and_resumed(
     status = status_of(runs / "job")
     assert status["state"] == "stopped", status
     assert (runs / "job" / "checkpoints" / str(status["step"])).is_dir()
-    wait_for(lambda: not [name for name in actors_alive(head, project) if "Process" in name])
+    wait_for(lambda: not actors_alive(head, project))
 
     # The gate makes it another upload, which lies elsewhere on the head.
     set_gate(project / "gate", "0")
