@@ -137,8 +137,9 @@ def _roles(status: Mapping[str, Any]) -> Table:
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
     table = plain_table(
-        "worker", "state", "process", "node", "starts", "groups", "busy", "work", "of it", "waiting"
+        "worker", "state", "process", "node", "starts", "groups", "busy", "waiting", "work", "of it"
     )
+    table.columns[-1].no_wrap = True  # whose words were broken in a terminal of 80 columns
     for worker in workers:
         table.add_row(
             worker["name"],
@@ -148,9 +149,9 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
             str(worker["restarts"] + 1),
             str(worker.get("groups", "")),
             _share(worker.get("recent", {}).get("busy")),
-            _seconds(worker.get("working")),
-            ", ".join(f"{part} {_seconds(spent)}" for part, spent in told_apart(worker).items()),
             _seconds(worker.get("waiting")),
+            _seconds(worker.get("working")),
+            "\n".join(f"{part} {_seconds(spent)}" for part, spent in told_apart(worker).items()),
         )
     return table
 
