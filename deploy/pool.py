@@ -160,7 +160,7 @@ class Pool:
         limit = self._config.cluster.start_seconds
         for role in {worker.role for worker in self.workers}:
             workers = [worker for worker in self.workers if worker.role == role]
-            waiting = [worker for worker in workers if worker.started is not None]
+            waiting = [worker for worker in workers if worker.asked_where]
             # The learner trains when all its hosts are there, the others one by one.
             if not waiting or (role != "learner" and len(waiting) < len(workers)):
                 continue

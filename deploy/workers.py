@@ -24,7 +24,10 @@ from replay.queue import MustResume
 
 logger = logging.getLogger(__name__)
 
+ASK_SECONDS = 0.25
+MOST_ASKED = 8
 STATUS_SECONDS = 0.5
+NEW_SECONDS = 15.0
 FAILURE_WINDOW_SECONDS = 120.0
 
 
@@ -36,9 +39,10 @@ class WorkerError(RuntimeError):
 class Worker:
     """One worker process.
 
-    `started` and `running` are the pending calls `describe` and `run` of its actor; `finished` is
-    what `run` returned; `draining`: it was told to end after the work at hand, since fewer are
-    wanted; `removed`: the actor has been ended for good.
+    `asked_where` are pending calls `describe` of its actor while its process is waited for,
+    `running` is the pending call `run`; `finished` is what `run` returned; `draining`: it was told
+    to end after the work at hand, since fewer are wanted; `removed`: the actor has been ended for
+    good.
 
     `failed_at` (wall clock) is when its last failure was noticed, `ready_at` when its process was
     there again, `at_work_at` when that had completed work.
@@ -48,7 +52,7 @@ class Worker:
     role: str
     start: Callable[[str], Any]
     handle: Any = None
-    started: Any = None
+    asked_where: list[Any] = field(default_factory=list)
     running: Any = None
     where: Mapping[str, Any] = field(default_factory=dict)
     finished: dict[str, Any] | None = None
@@ -64,7 +68,8 @@ class Worker:
     failed_at: float | None = None
     ready_at: float | None = None
     at_work_at: float | None = None
-    _ended: bool = False  # by `replace`, whose failure has been noticed
+    _asked_where_at: float = 0.0
+    _killed: Mapping[str, Any] | None = None  # by `replace`, which has noticed the failure
     _groups_before: int = 0  # that this process had completed when it failed
 
     @property
@@ -85,8 +90,8 @@ class Worker:
         """Starts the actor."""
         name = self.name if not self.restarts else f"{self.name}.{self.restarts}"
         self.handle = self.start(name)
-        self.started = self.handle.describe.remote()
         self.since = time.monotonic()
+        self._ask_where()
 
     def check(self, on_death: Callable[["Worker", str], None]) -> None:
         """Moves on from what has happened since the last check.
@@ -97,28 +102,48 @@ class Worker:
         """
         if self.finished is not None:
             return
-        if self.started is not None and _ready(self.started):
-            self._after_start(on_death)
+        if self.asked_where:
+            self._look_for_process(on_death)
         elif self.running is not None and _ready(self.running):
             self._after_run(on_death)
         self._refresh_status()
 
-    def _after_start(self, on_death: Callable[["Worker", str], None]) -> None:
-        call, self.started = self.started, None
-        try:
-            self.where = ray.get(call, timeout=0)
-        except ActorUnavailableError:
-            # Ray is still starting it again after a death: that was counted then.
-            self.started = self.handle.describe.remote()
+    def _ask_where(self) -> None:
+        self.asked_where.append(self.handle.describe.remote())
+        self._asked_where_at = time.monotonic()
+
+    def _look_for_process(self, on_death: Callable[["Worker", str], None]) -> None:
+        """Goes on once its process answers.
+
+        It is asked again and again: Ray lets a call to a process that has just died wait for one or
+        two seconds before it fails, and its successor may be there by then.
+        """
+        for call in [call for call in self.asked_where if _ready(call)]:
+            self.asked_where.remove(call)
+            try:
+                where = ray.get(call, timeout=0)
+            except ActorUnavailableError:
+                continue  # Ray is still starting it again after a death: that was counted then
+            except RayActorError as error:
+                # An actor whose constructor raised is not started again by Ray.
+                ray.kill(self.handle, no_restart=True)
+                self._killed = None
+                self._failed(f"did not start: {error}", on_death)
+                self.asked_where = []
+                self.begin()
+                return
+            if where == self._killed:  # it answers still: it was not there to be killed
+                kill_process(where)
+                continue
+            logger.info("%s runs as process %s", self.name, where["pid"], extra=self._about)
+            self.where, self.asked_where, self._killed = where, [], None
+            self._run()
             return
-        except RayActorError as error:
-            # An actor whose constructor raised is not started again by Ray.
-            ray.kill(self.handle, no_restart=True)
-            self._failed(f"did not start: {error}", on_death)
-            self.begin()
-            return
-        logger.info("%s runs as process %s", self.name, self.where["pid"], extra=self._about)
-        self._run()
+        if not self.asked_where or (
+            len(self.asked_where) < MOST_ASKED
+            and time.monotonic() - self._asked_where_at >= ASK_SECONDS
+        ):
+            self._ask_where()
 
     def _run(self) -> None:
         """Begins the role's work, now that the process is there."""
@@ -156,15 +181,15 @@ class Worker:
     def _start_again(self, reason: str, on_death: Callable[["Worker", str], None]) -> None:
         """Gives its work to others and waits for the process that Ray starts in its place."""
         logger.warning("%s: %s; it is started again", self.name, reason, extra=self._about)
-        if not self._ended:
+        if self._killed is None:
             self.failed_at = time.time()
-        self._ended, self._groups_before = False, 0
+        self._groups_before = 0
         self.ready_at = self.at_work_at = None
         on_death(self, reason)
         self.restarts += 1
         self.where, self.status, self.status_call = {}, {}, None
-        self.started = self.handle.describe.remote()
         self.since = time.monotonic()
+        self._ask_where()
 
     def _refresh_status(self) -> None:
         if self.running is None:
@@ -178,7 +203,9 @@ class Worker:
             if self.at_work_at is None and self.status.get("groups", 0) > self._groups_before:
                 self.at_work_at = time.time()
         now = time.monotonic()
-        if self.status_call is None and now - self.asked >= STATUS_SECONDS:
+        # Of a new process it should show at once that it is at work.
+        pause = 0.0 if now - self.since < NEW_SECONDS else STATUS_SECONDS
+        if self.status_call is None and now - self.asked >= pause:
             self.status_call, self.asked = self.handle.status.remote(), now
 
     @property
@@ -190,8 +217,8 @@ class Worker:
         """Ends the process, which may be stopped or stuck; Ray then starts it anew."""
         pid = self.where.get("pid")
         logger.warning("%s: %s; its process %s is ended", self.name, reason, pid, extra=self._about)
-        if not self._ended:
-            self._ended, self.failed_at = True, time.time()
+        if self._killed is None:
+            self._killed, self.failed_at = self.where, time.time()
         if self.where:
             kill_process(self.where)
 

@@ -44,7 +44,7 @@ def hosts():
 
 
 def arrive(host, pid):
-    host.started = None
+    host.asked_where = []
     host.where = {"node": "node", "pid": pid}
     host._run()
 
