@@ -1,4 +1,4 @@
-"""Very many mutated messages against all three services, in a process of their own, over loopback.
+"""Very many mutated messages against every service, in a process of their own, over loopback.
 
     python -m benchmarks.hostile --messages 50000 --out benchmarks/results/hostile.json
 
@@ -24,6 +24,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from learner.packed_weights import pack_weights
 from learner.weights_wire import SERVICE as WEIGHTS
@@ -59,6 +61,7 @@ TOKENLESS, OVERSIZED, AT_BOUNDARY = 0.05, 0.0002, 0.1
 COMBINATIONS = [(queue, mode) for queue in ("memory", "redis") for mode in ("async", "ordered")]
 MOST_GROWTH_MB = 400.0
 LONGEST_WAIT = 0.02
+HEALTH, REFLECTION = health.SERVICE_NAME, reflection.SERVICE_NAME
 
 
 class Sender:
@@ -83,6 +86,16 @@ class Sender:
             if path == f"/{WEIGHTS}/Publish":
                 publish = self._channel.stream_unary(path)
                 return "OK", publish(iter(messages), timeout=TIMEOUT, metadata=metadata), ""
+            if path.startswith(f"/{REFLECTION}/"):
+                reflect = self._channel.stream_stream(path)
+                parts = list(reflect(iter(messages), timeout=TIMEOUT, metadata=metadata))
+                return "OK", b"".join(parts), ""
+            if path == f"/{HEALTH}/Watch":
+                watch = self._channel.unary_stream(path)
+                watching = watch(messages[0], timeout=TIMEOUT, metadata=metadata)
+                first = next(watching)
+                watching.cancel()
+                return "OK", first, ""
             if path == f"/{WEIGHTS}/Download":
                 download = self._channel.unary_stream(path)
                 parts = list(download(messages[0], timeout=TIMEOUT, metadata=metadata))
@@ -178,7 +191,23 @@ def right_messages(sender: Sender, server: Servers) -> dict[str, list[bytes]]:
     found |= {f"/{WEIGHTS}/{name}": [m.SerializeToString()] for name, m in of_weights.items()}
     found[f"/{WEIGHTS}/Publish"] = [part.SerializeToString() for part in parts]
     found |= {f"/{REWARD}/Score": [score], f"/{REWARD}/Describe": [b""]}
+    one_service = health_pb2.HealthCheckRequest(service=REPLAY).SerializeToString()
+    found |= {f"/{HEALTH}/{name}": [one_service] for name in ("Check", "Watch")}
+    found[f"/{REFLECTION}/ServerReflectionInfo"] = reflections()
     return found
+
+
+def reflections() -> list[bytes]:
+    """One of each question about what is served."""
+    extension = reflection_pb2.ExtensionRequest(containing_type=REPLAY, extension_number=1)
+    asked: list[dict[str, Any]] = [
+        {"list_services": ""},
+        {"file_by_filename": "protos/replay.proto"},
+        {"file_containing_symbol": REWARD},
+        {"file_containing_extension": extension},
+        {"all_extension_numbers_of_type": WEIGHTS},
+    ]
+    return [reflection_pb2.ServerReflectionRequest(**a).SerializeToString() for a in asked]
 
 
 def at_boundary(call: replay.Call, epoch: str, chance: random.Random) -> tuple[str, list[bytes]]:
@@ -277,8 +306,9 @@ def run(messages: int, seed: int, directory: Path, queue: str, mode: str) -> dic
                 statuses[status] += 1
                 by_service[f"{path.split('.')[-1].split('/')[0]} {status}"] += 1
                 tokens[status] += metadata is not GOOD
-                guarded = (metadata is not GOOD) != (status == "UNAUTHENTICATED")
-                if status not in EXPECTED or guarded or (status != "OK" and after != before):
+                refused = metadata is not GOOD and not path.startswith(f"/{HEALTH}/")
+                wrongly = refused != (status == "UNAUTHENTICATED")
+                if status not in EXPECTED or wrongly or (status != "OK" and after != before):
                     shown = [part[:20_000].hex() for part in parts]
                     raise AssertionError(
                         f"message {sent} of seed {seed}: {path} answered {status} ({reason}) with "

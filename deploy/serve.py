@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from deploy.checks import check_rewards
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError
+from deploy.logs import RepeatLimiter
 from deploy.runs import prepare_data
 from protos.edge import EdgeOptions
 from vision.tasks.registry import build_task
@@ -82,7 +83,12 @@ def serve_human(
 
 
 def log_to_stderr() -> None:
-    """A server tells of its start, end and failures, whatever else is at WARNING."""
+    """A server tells of its start, end and failures, whatever else is at WARNING; none floods."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler:  # the command line's
+            root.removeHandler(handler)
+            root.addHandler(RepeatLimiter([handler]))
     for name in ("rewards", "protos", "replay", "learner", "deploy"):
         logging.getLogger(name).setLevel(logging.INFO)
 

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 WAIT_SECONDS = 10.0
 """The longest that a call waits for its turn to be read, before it is told to ask again."""
@@ -191,7 +192,12 @@ class ReceivingLimit(grpc.aio.ServerInterceptor):
                 if held > budget.largest:
                     reason = f"the message has {held} bytes; at most {budget.largest} are taken"
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
-                yield parse(data)
+                try:
+                    message = parse(data)
+                except DecodeError as error:  # anybody may send it, so it makes no log line
+                    reason = f"not a message of this method: {error}"
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
+                yield message
             finally:
                 budget.give_back(held)
 

@@ -6,7 +6,8 @@ import time
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from protos import edge_client
 from protos.edge import EdgeOptions, is_busy, join_address, split_address
@@ -82,6 +83,29 @@ def test_a_call_that_waits_to_be_repeated_fails_as_any_other_when_its_client_clo
         client.close()
         caller.join(WAIT / 3)
     assert failures == [grpc.StatusCode.UNAVAILABLE]
+
+
+def test_bytes_that_are_no_message_are_refused_and_who_has_no_token_writes_no_log(caplog):
+    health_of, reflection_of = f"/{health.SERVICE_NAME}", f"/{reflection.SERVICE_NAME}"
+    with (
+        serving(options=EdgeOptions(token="s3cret")) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        token = (("authorization", "Bearer s3cret"),)
+        for ask, metadata in (
+            (channel.unary_unary(f"{health_of}/Check").future, None),
+            (channel.unary_stream(f"{health_of}/Watch"), None),
+            (
+                lambda data, **given: channel.stream_stream(
+                    f"{reflection_of}/ServerReflectionInfo"
+                )(iter([data]), **given),
+                token,
+            ),
+        ):
+            refused = ask(b"\xff\xff", timeout=WAIT, metadata=metadata)
+            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "not a message of this method" in refused.details()
+    assert caplog.text == ""
 
 
 def has_ipv6() -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile import COMBINATIONS, EXPECTED, run
+from benchmarks.hostile import COMBINATIONS, EXPECTED, HEALTH, REFLECTION, run
 from protos import replay_pb2 as pb
 from tests.hostile import Mutator, fields
 from tests.redis_server import MISSING
@@ -22,10 +22,12 @@ def test_mutated_messages_have_no_effect_and_every_service_lives(tmp_path, queue
     """A short run of what `benchmarks/hostile.py` does very often."""
     if queue == "redis" and MISSING is not None:
         pytest.skip(MISSING)
-    figures = run(200, 1, tmp_path, queue, mode)
-    assert figures["messages"] == 200
+    figures = run(300, 1, tmp_path, queue, mode)
+    assert figures["messages"] == 300
     assert set(figures["statuses"]) <= EXPECTED
     assert {"OK", "INVALID_ARGUMENT", "UNAUTHENTICATED"} <= set(figures["statuses"])
+    asked = {name.split(" ")[0] for name in figures["by_service"]}
+    assert {service.split(".")[-1] for service in (HEALTH, REFLECTION)} < asked
 
 
 def test_the_mutator_reads_messages_and_changes_them_by_its_seed():

@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from deploy.config import RunConfig
-from deploy.logs import KINDS, JsonFormatter, RepeatLimiter, log_of_run
+from deploy.logs import BURST, KINDS, OURS, JsonFormatter, RepeatLimiter, log_of_run
+from deploy.serve import log_to_stderr
 
 controller_logger = logging.getLogger("deploy.tests")
 other_logger = logging.getLogger("jax.tests")
@@ -222,3 +223,26 @@ def test_what_ended_a_run_is_the_last_line_of_its_log(tmp_path):
         "error",
         "the run ends by ArithmeticError: the loss is nan",
     )
+
+
+def test_what_a_server_says_again_and_again_does_not_flood_its_standard_error():
+    root, said = logging.getLogger(), io.StringIO()
+    before = list(root.handlers)
+    levels = {name: logging.getLogger(name).level for name in OURS}
+    root.addHandler(logging.StreamHandler(said))
+    try:
+        log_to_stderr()
+        log_to_stderr()
+        for number in range(1000):
+            complain(controller_logger, number)
+        for handler in root.handlers:
+            handler.flush()
+    finally:
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)
+            handler.close()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    lines = said.getvalue().splitlines()
+    assert len(lines) == BURST + 1
+    assert lines[-1] == f"group 999 failed (repeated {1000 - BURST} times)"
