@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from protos.edge_receiving import ByteBudget, OpenCalls, ReceivingLimit
+from protos.edge_health import CHECK, WATCH, Health
+from protos.edge_receiving import ByteBudget, OpenCalls, OpenStreams, ReceivingLimit
 from protos.tokens import TokenSource, refusal
 from protos.trajectory import WireError
 
@@ -27,9 +28,12 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 GRACE_SECONDS = 5.0
 # A status travels in a header, whose size is limited; a reason may quote what was sent.
 _MAX_DETAILS = 1000
-_HEALTH = "/grpc.health.v1.Health/"
-_HEALTH_BYTES, _HEALTH_SECONDS = 16 * MAX_MESSAGE_BYTES, 2.0
-_HEALTH_LARGEST = 4096  # a service's name; who watches is held for as long as it likes
+# Of health, which needs no token. A message is a service's name.
+_CHECK_BYTES, _WATCH_BYTES = 16 * MAX_MESSAGE_BYTES, 4 * MAX_MESSAGE_BYTES
+_HEALTH_SECONDS, _HEALTH_LARGEST = 2.0, 4096
+REFLECTION = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
+MOST_WATCHES, MOST_REFLECTIONS = 1000, 100
+"""Calls at a time that stay open for as long as the caller likes."""
 RECEIVE_SECONDS = 60.0
 """The longest that a message may take to come in."""
 # A peer that is gone without a word is noticed within a minute, even while a call waits for hours.
@@ -229,20 +233,26 @@ class EdgeServer:
             have been imported, for reflection.
           options: where, and for whom.
         """
-        self._services = services
         self._options = options
         tokens = options.tokens()
         self._guarded = bool(tokens)
         budget = ByteBudget(options.most_bytes, RECEIVE_SECONDS)
         # Apart, since it must be answered when all else is full; and anybody may ask it.
-        of_health = ByteBudget(_HEALTH_BYTES, _HEALTH_SECONDS, _HEALTH_LARGEST)
+        apart = {
+            CHECK: ByteBudget(_CHECK_BYTES, _HEALTH_SECONDS, _HEALTH_LARGEST),
+            WATCH: ByteBudget(_WATCH_BYTES, _HEALTH_SECONDS, _HEALTH_LARGEST),
+        }
         receiving = ReceivingLimit(
-            lambda method: of_health if method.startswith(_HEALTH) else budget,
-            MAX_MESSAGE_BYTES,
-            _BUSY,
+            lambda method: apart.get(method, budget), MAX_MESSAGE_BYTES, _BUSY
+        )
+        streams = OpenStreams(
+            {
+                WATCH: OpenCalls(MOST_WATCHES, _BUSY, "watches of health"),
+                REFLECTION: OpenCalls(MOST_REFLECTIONS, _BUSY, "calls of reflection"),
+            }
         )
         self._server = grpc.aio.server(
-            interceptors=[*([_BearerToken(tokens)] if tokens else []), receiving],
+            interceptors=[*([_BearerToken(tokens)] if tokens else []), streams, receiving],
             options=[
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -260,7 +270,7 @@ class EdgeServer:
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service, handlers),)
             )
-        self._health = health.aio.HealthServicer()
+        self._health = Health(services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -285,8 +295,6 @@ class EdgeServer:
                 "machine, or certificate and key do not belong together"
             ) from error
         await self._server.start()
-        for service in self._services:
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         if options.certificate is None and not is_loopback(options.host):
             logger.warning(
                 "listening on %s without TLS%s: whoever reaches it %s",
@@ -298,7 +306,7 @@ class EdgeServer:
 
     async def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Says NOT_SERVING, takes no more calls, and gives those at work `grace` seconds."""
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         await self._server.stop(grace)
 
 
@@ -381,7 +389,7 @@ class _BearerToken(grpc.aio.ServerInterceptor):
         """See `grpc.aio.ServerInterceptor`."""
         given = dict(details.invocation_metadata or ()).get("authorization", "")
         reason = refusal(given, self._tokens.tokens())
-        if reason is None or details.method.startswith(_HEALTH):
+        if reason is None or details.method in (CHECK, WATCH):
             return await continuation(details)
 
         async def refuse(requests: Any, context: Any) -> None:

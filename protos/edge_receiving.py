@@ -8,7 +8,7 @@ only so much at once as the server has memory for.
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,21 +27,44 @@ class OpenCalls:
     gRPC's own limit would refuse the health check too, and kill a server for being in demand.
     """
 
-    def __init__(self, most: int, busy: Metadata):
-        """`busy` is sent with a refusal."""
-        self._most, self._busy, self._open = most, busy, 0
+    def __init__(self, most: int, busy: Metadata, what: str = "calls"):
+        """`busy` is sent with a refusal, which says `what` is open."""
+        self._most, self._busy, self._what, self._open = most, busy, what, 0
 
     @asynccontextmanager
     async def one(self, context: Any) -> AsyncIterator[None]:
         """A call, or its refusal."""
         if self._open >= self._most:
-            reason = f"{self._most} calls are open here already: ask again later"
+            reason = f"{self._most} {self._what} are open here already: ask again later"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, self._busy)
         self._open += 1
         try:
             yield
         finally:
             self._open -= 1
+
+
+class OpenStreams(grpc.aio.ServerInterceptor):
+    """Bounds the open calls of methods that stay open for as long as a caller likes.
+
+    It stands before `ReceivingLimit`: who sends no message counts too.
+    """
+
+    def __init__(self, calls: Mapping[str, OpenCalls]) -> None:
+        """`calls` of each such method, `/service/method`, which answers with a stream."""
+        self._calls = calls
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler, calls = await continuation(details), self._calls.get(details.method)
+        if handler is None or calls is None:
+            return handler
+
+        async def one(requests: Any, context: Any) -> None:
+            async with calls.one(context):
+                await handler.stream_stream(requests, context)
+
+        return _method(handler, one)
 
 
 class ByteBudget:

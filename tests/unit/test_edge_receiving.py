@@ -10,8 +10,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import edge_receiving
-from protos.edge import MAX_MESSAGE_BYTES, EdgeError, EdgeOptions, channel_options, is_busy
+from protos.edge import (
+    MAX_MESSAGE_BYTES,
+    REFLECTION,
+    EdgeError,
+    EdgeOptions,
+    channel_options,
+    is_busy,
+)
 from protos.edge_client import EdgeClient, Peer
+from protos.edge_health import WATCH
 from protos.edge_receiving import ByteBudget
 from protos.reward import DESCRIBE, SCORE, SERVICE
 from tests.remote_rewards import WAIT, Server
@@ -167,6 +175,70 @@ def test_who_watches_health_without_a_token_holds_next_to_nothing():
         refused = stub.Watch(large, timeout=WAIT)
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "at most 4096 are taken" in refused.details()
+
+
+def until(over, *messages):
+    """Requests that bring these messages, and no end."""
+    yield from messages
+    over.wait(WAIT)
+
+
+@pytest.mark.parametrize("method", [WATCH, REFLECTION])
+def test_calls_that_stay_open_are_bounded_and_health_is_checked_beside_them(monkeypatch, method):
+    monkeypatch.setattr("protos.edge.MOST_WATCHES", 3)
+    monkeypatch.setattr("protos.edge.MOST_REFLECTIONS", 3)
+
+    async def score(data):
+        return data
+
+    over = threading.Event()
+    with (
+        serving(score, most=8 * MAX_MESSAGE_BYTES) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        ask, asked = channel.stream_stream(method), health_pb2.HealthCheckRequest(service=SERVICE)
+        message = b"" if method == WATCH else b"\x3a\x00"  # list_services
+        held = [ask(until(over, message), timeout=WAIT) for _ in range(3)]
+        for one in held:
+            next(one)
+        refused = ask(iter([message]), timeout=WAIT)
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        what = "watches of health" if method == WATCH else "calls of reflection"
+        assert refused.details() == f"3 {what} are open here already: ask again later"
+        assert is_busy(refused)
+        health_pb2_grpc.HealthStub(channel).Check(asked, timeout=WAIT)
+        for one in held:
+            one.cancel()
+        while not has_room(ask(iter([message]), timeout=WAIT)):
+            time.sleep(0.01)
+        over.set()
+
+
+def has_room(call):
+    """Whether a call is answered, or refused since too many are open."""
+    try:
+        next(call)
+    except grpc.RpcError:
+        return not is_busy(call)
+    return True
+
+
+def test_those_who_watch_and_send_nothing_keep_nobody_from_checking_health():
+    async def score(data):
+        return data
+
+    over = threading.Event()
+    with (
+        serving(score, most=MAX_MESSAGE_BYTES) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        silent = [channel.stream_stream(WATCH)(until(over), timeout=WAIT) for _ in range(200)]
+        for _ in range(20):
+            asked = health_pb2.HealthCheckRequest(service=SERVICE)
+            health_pb2_grpc.HealthStub(channel).Check(asked, timeout=WAIT)
+        for one in silent:
+            one.cancel()
+        over.set()
 
 
 def test_a_call_without_a_message_is_refused_and_so_is_a_budget_below_one():
