@@ -8,9 +8,12 @@ from deploy.config import RunConfig
 from protos.trajectory import Sampled, Scored, ScoredGroup, WireError
 from replay.queue import Stage
 from replay.tickets import TicketSource
+from rewards.judge import LARGEST
 from vision.tasks.task import Task
 
-_LARGEST = float(np.finfo(np.float32).max)  # the learner trains on rewards in float32
+# A log-softmax in float32 may come out a little above 0. What an engine draws lies at most 20
+# temperatures, of at most 10, below the likeliest token: no sample's logprob comes near the lowest.
+_LOGPROBS = (-1e4, 1e-3)
 
 
 class PayloadCheck:
@@ -92,18 +95,24 @@ class PayloadCheck:
                 f"{where}: tokens are in {least} .. {most}; this task's vocabulary has "
                 f"{self._task.vocabulary_size}"
             )
-        masses = [] if sampled.kept_mass is None else [("kept_mass", sampled.kept_mass)]
-        for name, values in [("logprobs", sampled.logprobs), *masses]:
-            if not np.isfinite(values).all():
-                raise WireError(f"{where}: {name} are not all finite")
+        lowest, highest = _LOGPROBS
+        if not ((lowest <= sampled.logprobs) & (sampled.logprobs <= highest)).all():
+            raise WireError(
+                f"{where}: logprobs hold NaN, more than 0, which is no probability's, or less than "
+                f"{lowest:g}, which is no sample's"
+            )
+        if sampled.kept_mass is not None and not np.isfinite(sampled.kept_mass).all():
+            raise WireError(f"{where}: kept_mass are not all finite")
 
     def _check_outcomes(self, group: ScoredGroup) -> None:
         for k, outcome in enumerate(group.outcomes):
             if not isinstance(outcome, Scored):
                 continue
             where = f"ordinal {group.sampled.ticket.ordinal}, sample {k}"
-            if abs(outcome.reward) > _LARGEST:
-                raise WireError(f"{where}: reward {outcome.reward} is not finite in float32")
+            if abs(outcome.reward) > LARGEST:
+                raise WireError(
+                    f"{where}: reward {outcome.reward} is beyond {LARGEST:,.0f} in size"
+                )
             for name, values in outcome.auxiliary.items():
                 expected = self._task.auxiliary_arrays.get(name)
                 if expected is None:
@@ -113,5 +122,7 @@ class PayloadCheck:
                         f"{where}: {name} is {list(values.shape)}, the task's auxiliary loss "
                         f"takes {list(expected)}"
                     )
-                if not np.isfinite(values).all():
-                    raise WireError(f"{where}: {name} is not all finite")
+                if not (np.abs(values.astype(np.float64)) <= LARGEST).all():
+                    raise WireError(
+                        f"{where}: {name} is not all finite and at most {LARGEST:,.0f} in size"
+                    )

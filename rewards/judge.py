@@ -1,7 +1,7 @@
 """Calls a reward and turns all that may go wrong into typed failures.
 
-Invariant: what comes back is either one finite `Scored`, `Abstained` or `Failed` a sample, or one
-`GroupFailure` with its reason. A failure is never a number.
+Invariant: what comes back is either one `Scored`, `Abstained` or `Failed` a sample, or one
+`GroupFailure` with its reason. A failure is never a number, and a reward can be trained on.
 """
 
 import threading
@@ -26,8 +26,9 @@ from rewards.reward import AnyReward, Group, Reward, is_submitted
 from vision.tasks.errors import describe, shorten
 from vision.tasks.task import Example
 
-# The learner computes in float32.
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = 1e6
+"""Nothing beyond is trained on, in size: the learner computes in float32, where the square of a
+gradient that was weighed with more may be infinite, which would end the run."""
 
 _T = TypeVar("_T")
 
@@ -50,8 +51,8 @@ def judge_group(
     """Outcomes of the K predictions of one example; never raises what the reward raised.
 
     An exception fails the group, with the kind that `failure_kind` finds; a result of the wrong
-    length or type is a data failure. A reward or an auxiliary array that is not
-    finite fails its own sample only.
+    length or type is a data failure. A reward that is not finite or beyond `LARGEST`, or an
+    auxiliary array that is not finite, fails its own sample only.
     """
     try:
         return judge(reward, [example] * len(predictions), predictions)
@@ -139,7 +140,7 @@ def judge(
 
 
 def checked(reward: AnyReward, outcomes: object, count: int) -> tuple[Outcome, ...]:
-    """The outcomes of `count` samples; a number that is not finite becomes `Failed`.
+    """The outcomes of `count` samples; a number that cannot be trained on becomes `Failed`.
 
     Raises:
       RewardContractError: as of `judge`.
@@ -181,8 +182,9 @@ def _checked(reward: AnyReward, index: int, outcome: object) -> Outcome:
                 "number"
             )
         value = value.item()
-    if not abs(value) <= _LARGEST:  # NaN is not, either
-        return Failed(f"{name} gave the reward {value}", FailureKind.DATA)
+    if not abs(value) <= LARGEST:  # NaN is not, either
+        why = f"; at most {LARGEST:,.0f} in size can be trained on" if abs(value) > LARGEST else ""
+        return Failed(f"{name} gave the reward {value}{why}", FailureKind.DATA)
     missing = [wanted for wanted in reward.provides if wanted not in outcome.auxiliary]
     if missing:
         raise RewardContractError(

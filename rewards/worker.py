@@ -23,7 +23,7 @@ from replay.lease_keeper import LeaseKeeper
 from replay.pulling import LOAD_SECONDS, WAIT_SECONDS, PullingWorker, WorkerStatus
 from replay.queue import Lease, ReplayQueue, Stage
 from rewards.in_flight import Answer, InFlight
-from rewards.judge import GroupFailure, group_failure, start
+from rewards.judge import LARGEST, GroupFailure, group_failure, start
 from rewards.judge import failed as raising
 from rewards.reward import AnyReward, Group, is_submitted
 from vision.tasks.task import Task
@@ -210,11 +210,19 @@ class RewardWorker(PullingWorker):
                 return GroupFailure(outcome.kind, f"sample {sample}: {outcome.reason}")
             for name, array in outcome.auxiliary.items() if isinstance(outcome, Scored) else ():
                 expected = self._task.auxiliary_arrays.get(name)
-                if expected is not None and np.shape(array) != tuple(expected):
+                if expected is None:
+                    continue
+                if np.shape(array) != tuple(expected):
                     return GroupFailure(
                         FailureKind.DATA,
                         f"sample {sample}: the reward gave {name} of shape {np.shape(array)}, "
                         f"the task's auxiliary loss takes {tuple(expected)}",
+                    )
+                if np.abs(np.asarray(array, np.float64)).max(initial=0) > LARGEST:
+                    return GroupFailure(
+                        FailureKind.DATA,
+                        f"sample {sample}: the reward gave {name} with numbers beyond "
+                        f"{LARGEST:,.0f} in size, which cannot be trained on",
                     )
         return outcomes
 

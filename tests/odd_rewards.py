@@ -66,6 +66,8 @@ class FaultyReward(SmoothReward):
             time.sleep(3600)
         if self._fault == "nan":
             return [Scored(float("nan"), outcomes[0].auxiliary), *outcomes[1:]]
+        if self._fault == "huge":
+            return [Scored(3e38, outcomes[0].auxiliary), *outcomes[1:]]
         if self._fault == "wrong length":
             return outcomes[:-1]
         raise AssertionError(self._fault)

@@ -217,15 +217,22 @@ def test_a_reward_that_never_works_ends_the_run_with_its_reason(
     assert {worker["state"] for worker in status["workers"]} == {"ended"}
 
 
-def test_nan_fails_its_sample_and_its_group_has_too_few_left(tune: Tune) -> None:
-    faulty = {"path": "tests.odd_rewards:FaultyReward", "options": {"fault": "nan"}}
-    run = tune("reward-nan", {"rewards.terms": [faulty]})
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("nan", "nan"), ("huge", r"3e\+38; at most 1,000,000")]
+)
+def test_what_cannot_be_trained_on_fails_its_sample_and_its_group_has_too_few_left(
+    tune: Tune, fault: str, reason: str
+) -> None:
+    faulty = {"path": "tests.odd_rewards:FaultyReward", "options": {"fault": fault}}
+    run = tune(f"reward-{fault}", {"rewards.terms": [faulty]})
+    assert run.result["state"] == "finished"
     lines = list(read_metrics(run.directory))
     assert sum(line["groups/quarantined"] for line in lines) == 0
     # One of two samples is left, which is too few for a baseline: 4 of 24 groups, 8 of 48 samples.
     assert np.isclose(np.mean([line["reward/unscored_share"] for line in lines]), 4 / 48)
     assert np.isclose(np.mean([line["groups/dropped_share"] for line in lines]), 4 / 24)
-    assert "gave the reward nan" in (run.directory / "logs" / "reward.log").read_text()
+    log = (run.directory / "logs" / "reward.log").read_text()
+    assert re.search(f"gave the reward {reason}", log)
 
 
 def test_a_hanging_reward_is_ended_and_its_group_scored_by_the_next_process(

@@ -32,7 +32,7 @@ def test_good_outcomes_pass_as_they_are():
     outcomes = [Scored(1.0), Abstained("too dark")]
     assert judged(outcomes) == tuple(outcomes)
     failed = Failed("no label", FailureKind.INFRASTRUCTURE)
-    assert judged([failed, Scored(-2.0)]) == (failed, Scored(-2.0))
+    assert judged([failed, Scored(-1e6)]) == (failed, Scored(-1e6))
 
 
 def test_numpy_numbers_become_floats():
@@ -41,12 +41,15 @@ def test_numpy_numbers_become_floats():
     assert all(type(outcome.reward) is float for outcome in result)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan"), 1e39])
-def test_reward_that_is_not_finite_fails_its_own_sample(value):
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -np.inf, np.float32("nan"), 1e39, -1e20, 1.01e6]
+)
+def test_reward_that_cannot_be_trained_on_fails_its_own_sample(value):
     first, second = judged([Scored(value), Scored(1.0)])
     assert isinstance(first, Failed)
     assert first.kind is FailureKind.DATA
     assert "Returns gave the reward" in first.reason
+    assert ("at most 1,000,000 in size can be trained on" in first.reason) is not np.isnan(value)
     assert second == Scored(1.0)
 
 

@@ -53,8 +53,8 @@ def test_what_would_break_the_next_stage_is_refused(check):
     wide = np.zeros((2, task.max_length + 1), np.int32)
     beyond, negative = good.tokens.copy(), good.tokens.copy()
     beyond[1, 2], negative[0, 0] = task.vocabulary_size, -1
-    holes = good.logprobs.copy()
-    holes[0, 0] = np.nan
+    holes, impossible, unlikely = (good.logprobs.copy() for _ in range(3))
+    holes[0, 0], impossible[0, 1], unlikely[1, 0] = np.nan, 0.01, -1e38
     other_seed = dataclasses.replace(good.ticket, sampling_seed=good.ticket.sampling_seed ^ 1)
     change = dataclasses.replace
     lies = {
@@ -65,7 +65,9 @@ def test_what_would_break_the_next_stage_is_refused(check):
         r"tokens are \[1, ": change(good, tokens=good.tokens[:1], logprobs=good.logprobs[:1]),
         "tokens are in 0 ..": change(good, tokens=beyond),
         "tokens are in -1 ..": change(good, tokens=negative),
-        "logprobs are not all finite": change(good, logprobs=holes),
+        "logprobs hold NaN,": change(good, logprobs=holes),
+        "more than 0, which is no probability's,": change(good, logprobs=impossible),
+        "or less than -10000, which is no sample's": change(good, logprobs=unlikely),
         "kept_mass are not all finite": change(good, kept_mass=holes),
     }
     for reason, lie in lies.items():
@@ -76,10 +78,12 @@ def test_what_would_break_the_next_stage_is_refused(check):
     name, shape = next(iter(task.auxiliary_arrays.items()))
     holes_in_it = np.zeros(shape, np.float32)
     holes_in_it.flat[0] = np.inf
+    large = np.full(shape, -1e7, np.float32)
     for reason, odd in {
         f"sample 1: {name} is \\[": Scored(1.0, {name: np.zeros((*shape, 2), np.float32)}),
         f"sample 1: {name} is not all finite": Scored(1.0, {name: holes_in_it}),
-        "sample 1: reward -1e\\+39 is not finite": Scored(-1e39),
+        f"sample 1: {name} is not .* at most 1,000,000 in size": Scored(1.0, {name: large}),
+        "sample 1: reward -1e\\+20 is beyond 1,000,000 in size": Scored(-1e20),
     }.items():
         with pytest.raises(WireError, match=reason):
             checker(5, Stage.TO_SCORE, ScoredGroup(good, (Abstained("no"), odd)).to_bytes())

@@ -189,6 +189,7 @@ def test_the_sampled_group_travels_on_unchanged_and_seeds_the_augmentation(queue
         ([Scored(1.0)], "1 outcomes for 2 predictions"),
         ([1.0, 2.0], "expected Scored, Abstained or Failed"),
         ([Scored(1.0, {"iou": np.zeros(3, np.float32)})] * 2, "iou of shape (3,)"),
+        ([Scored(1.0, {"iou": np.full(2, -1e30)})] * 2, "iou with numbers beyond 1,000,000"),
     ],
 )
 def test_a_broken_reward_quarantines_its_own_group_only(queue, odd, reason):
