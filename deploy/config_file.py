@@ -1,6 +1,11 @@
-"""Reading YAML configs: inheritance, dotted overrides, and errors that say what would be right."""
+"""Reading YAML configs: inheritance, dotted overrides, and errors that say what would be right.
+
+Invariant: no message repeats what could be a password: a text given where one may stand, a line
+that is not YAML, an override whose key is none.
+"""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -17,6 +22,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message lists every fault that was found."""
+
+
+_KEY = re.compile(r"[^:@]+")  # else it is rather a URL, or half of one
+_QUOTED = re.compile(r"'(?!<)[^']{2,}'")  # of the text, not the name of a token as '<scalar>'
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong with a text that is not YAML, and where, without the text."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None or mark is None:
+        return "not valid YAML: it holds characters that no YAML may"
+    said = _QUOTED.sub("...", problem)
+    return f"not valid YAML: {said} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def read_config(path: str | Path, overrides: Sequence[str], model: type[Model]) -> Model:
@@ -53,7 +71,8 @@ def validate_config(
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_describe(fault, model) for fault in error.errors()]
-        raise ConfigError(f"{source}: " + "\n".join(lines)) from error
+        # Not from it: its text repeats what was given.
+        raise ConfigError(f"{source}: " + "\n".join(lines)) from None
 
 
 def _locate(path: Path) -> Path:
@@ -75,7 +94,7 @@ def _read_yaml(path: Path, files: list[Path] | None = None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: {yaml_fault(error)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(values, dict):
@@ -98,33 +117,34 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r}: write key.path=value, such as seed=1")
+    if not separator or not _KEY.fullmatch(key):
+        shown = repr(key) if _KEY.fullmatch(key) else "(not shown: it may hold a password)"
+        raise ConfigError(f"override {shown}: write key.path=value, such as seed=1")
     *parents, name = key.split(".")
     node: Any = values
     for parent in parents:
         if isinstance(node, list):
-            node = node[_index(node, parent, override)]
+            node = node[_index(node, parent, key)]
             continue
         if node.get(parent) is None:
             node[parent] = {}
         node = node[parent]
         if not isinstance(node, (dict, list)):
-            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+            raise ConfigError(f"override {key!r}: {parent!r} is a value, not a section")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        raise ConfigError(f"override {key!r}: the value is {yaml_fault(error)}") from None
     if isinstance(node, list):
-        node[_index(node, name, override)] = value
+        node[_index(node, name, key)] = value
     else:
         node[name] = value
 
 
-def _index(node: list[Any], name: str, override: str) -> int:
+def _index(node: list[Any], name: str, key: str) -> int:
     if not name.isdigit() or int(name) >= len(node):
         raise ConfigError(
-            f"override {override!r}: {name!r} must be a list position, 0 to {len(node) - 1}"
+            f"override {key!r}: {name!r} must be a list position, 0 to {len(node) - 1}"
         )
     return int(name)
 
@@ -156,10 +176,20 @@ def _describe(fault: Any, model: type[BaseModel]) -> str:
     if fault["type"] == "union_tag_not_found":
         kinds = [kind for kind in map(_kind, models) if kind is not None]
         return f"{location}.kind: Field required: one of {', '.join(kinds)}"
-    given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
-    if "://" in given and ("@" in given or "password" in given):
-        given = ""  # a URL that may hold a password
+    given = f" (given: {fault['input']!r})"
+    if fault["type"] == "missing" or _may_hold_password(fault, model):
+        given = ""
     return f"{location or 'config'}: {fault['msg']}{given}"
+
+
+def _may_hold_password(fault: Any, model: type[BaseModel]) -> bool:
+    """Whether what was given is not to be shown: all but numbers, in a section that hides it."""
+    number = fault["type"].startswith(("greater_than", "less_than"))
+    parts = fault["loc"]
+    above = [one for end in range(len(parts) + 1) for one in _place(model, parts[:end])[1]]
+    hides = any(one.model_config.get("hide_input_in_errors") for one in above)
+    given = repr(fault["input"])
+    return (hides and not number) or ("://" in given and ("@" in given or "password" in given))
 
 
 def _place(model: type[BaseModel], parts: Sequence[str | int]) -> tuple[str, list[type[BaseModel]]]:
@@ -175,7 +205,7 @@ def _place(model: type[BaseModel], parts: Sequence[str | int]) -> tuple[str, lis
         if chosen and len(models) > 1:
             models = chosen
             continue
-        path.append(str(part))
+        path.append(str(part) if _KEY.fullmatch(str(part)) else "...")
         if isinstance(part, str):
             fields = [m.model_fields[part] for m in models if part in m.model_fields]
             models = [nested for field in fields for nested in _models_in(field.annotation)]

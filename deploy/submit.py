@@ -20,7 +20,7 @@ from ray.job_submission import JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
 from deploy.config import RunConfig
-from deploy.config_file import PRESETS, ConfigError
+from deploy.config_file import PRESETS, ConfigError, yaml_fault
 from deploy.needed_files import needed_files
 
 # Beside what .gitignore and .rayignore name, in directories that have neither.
@@ -139,7 +139,9 @@ def _read_runtime_env(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"--runtime-env {path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--runtime-env {path}: {yaml_fault(error)}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"--runtime-env {path}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or "working_dir" in values:
         raise ConfigError(

@@ -10,22 +10,25 @@ def url_fault(url: str) -> str | None:
         port = parts.port
     except ValueError:
         return "is none, as redis://HOST:6379/0 would be: the port must be 0 to 65535"
+    if not url.lower().startswith(f"{parts.scheme}://"):  # else it may be any text before a colon
+        return "does not begin with redis://, rediss:// or unix://"
     if parts.scheme not in ("redis", "rediss", "unix"):
-        return f"begins with {parts.scheme or 'no scheme'!r}; use redis://, rediss:// or unix://"
+        return f"begins with {parts.scheme!r}; use redis://, rediss:// or unix://"
     if parts.password is not None or "password" in parts.query:
         return (
             "holds a password, which the resolved config and process lists would show; "
             "name where it is with password_env or password_file instead"
         )
-    if parts.query:
-        return "has a query; what can be set has a setting of its own"
+    if parts.query or parts.fragment:
+        return "has a query or fragment; what can be set has a setting of its own"
     database = parts.path.strip("/")
     if parts.scheme == "unix":
         return None if database else "has no path of a socket, as in unix:///run/redis.sock"
     if not parts.hostname or port == 0:
         return "names no host and port, as redis://HOST:6379/0 does"
     if database and not database.isdecimal():
-        return f"has the database {database!r}; it must be a number"
+        shown = repr(database) if database.isidentifier() else "behind its host"
+        return f"has the database {shown}; it must be a number"
     return None
 
 

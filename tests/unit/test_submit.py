@@ -73,6 +73,7 @@ def test_a_runtime_environment_without_variables_gets_ours(tmp_path, text):
     ("text", "told"),
     [
         ("env_vars: {A: b\n", "not valid YAML"),
+        ("env_vars: {KEY: 's3cret}\n", r"not valid YAML: found unexpected .* \(line 2, column 1\)"),
         ("", "must be a mapping"),
         ("- pip\n", "must be a mapping"),
         ("env_vars: [A]\n", r"env_vars.*Dict"),
