@@ -26,17 +26,14 @@ T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 _SOCKET_SECONDS = 15.0
-# Errors that end by themselves: a disk that is full or a replica that is being promoted.
-_PASSING = (
-    "MISCONF",
-    "READONLY",
-    "NOREPLICAS",
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "BUSY ",
+# Errors that end by themselves: a disk that is full or a replica that is being promoted. For some
+# redis-py has a type, and then takes the word away; inside of a script's error it stays.
+_PASSING_TYPES = (
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,  # MASTERDOWN, too
+    exceptions.TryAgainError,
 )
+_PASSING_WORDS = ("MISCONF", "NOREPLICAS", "BUSY ", "READONLY")
 _REFUSALS = (
     exceptions.AuthenticationError,
     exceptions.AuthorizationError,
@@ -177,7 +174,7 @@ class RedisConnection:
                 fault: type[QueueUnavailable] = QueueUnavailable
                 reason, again = f"no answer: {error}", True
             except exceptions.ResponseError as error:
-                if not any(word in str(error) for word in _PASSING):
+                if not _passes(error):
                     raise QueueUnavailable(
                         f"Redis at {self.name} could not do `{what}`: {error}"
                     ) from error
@@ -209,3 +206,8 @@ class RedisConnection:
     def close(self) -> None:
         """Disconnects."""
         self._client.close()
+
+
+def _passes(error: exceptions.ResponseError) -> bool:
+    known = isinstance(error, _PASSING_TYPES)
+    return known or any(word in str(error) for word in _PASSING_WORDS)
