@@ -43,13 +43,13 @@ class RunQueue:
         return 0 if self.connection is None else self.connection.interruptions
 
     def status(self) -> dict[str, Any]:
-        """Where it is, and whether it is being waited for."""
+        """Where it is, and why it is being waited for, by whomever."""
         if self.connection is None:
             return {"backend": "memory"}
         return {
             "backend": "redis",
             "url": self.connection.name,
-            "waiting": self.connection.waiting,
+            "waiting": self.connection.waited_for,
             "interruptions": self.connection.interruptions,
         }
 

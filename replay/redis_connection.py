@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+FULL = "its memory is full: raise maxmemory"
 _SOCKET_SECONDS = 15.0
 # Errors that end by themselves: a disk that is full or a replica that is being promoted. For some
 # redis-py has a type, and then takes the word away; inside of a script's error it stays.
@@ -117,6 +118,7 @@ class RedisConnection:
 
     Attributes:
       waiting: why Redis is being waited for, or None.
+      full: whether the owner's last `stats` found no memory left: samples wait, the rest goes on.
       interruptions: how often it had to be waited for.
       on_waiting: called while waiting, before each new attempt.
     """
@@ -129,6 +131,7 @@ class RedisConnection:
         """
         self.settings = settings
         self.waiting: str | None = None
+        self.full = False
         self.interruptions = 0
         self.on_waiting: Callable[[], None] = lambda: None
         if settings.ca_file is not None and not settings.ca_file.is_file():
@@ -180,7 +183,7 @@ class RedisConnection:
                     ) from error
                 fault, reason, again = QueueUnavailable, str(error), True
             except NoRoom:
-                fault, reason = QueueFull, "its memory is full: raise maxmemory"
+                fault, reason = QueueFull, FULL
             except Restarting:
                 fault, reason = QueueUnavailable, "a learner that resumes goes through its groups"
             else:
@@ -198,10 +201,18 @@ class RedisConnection:
                 raise fault(
                     f"Redis at {self.name} could not do `{what}` for {patience:g} s: {reason}"
                 )
-            self.waiting = f"waiting for Redis at {self.name}: {reason}"
+            self.waiting = self._waiting_for(reason)
             self.on_waiting()
             time.sleep(max(0.0, min(pause, give_up - now)))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    @property
+    def waited_for(self) -> str | None:
+        """Why anybody waits for Redis, as far as this client knows; None: nobody does."""
+        return self.waiting or (self._waiting_for(FULL) if self.full else None)
+
+    def _waiting_for(self, reason: str) -> str:
+        return f"waiting for Redis at {self.name}: {reason}"
 
     def close(self) -> None:
         """Disconnects."""

@@ -270,7 +270,7 @@ function operations.quarantine()
   return {'ok', given_up}
 end
 
--- Asked by the owner, it is seen to be at work.
+-- Asked by the owner, it is seen to be at work, and told whether memory is full.
 function operations.stats(arguments)
   expire()
   if run.closed ~= 1 and arguments[1] ~= '' and arguments[1] == call('HGET', meta, 'owner') then
@@ -302,7 +302,7 @@ function operations.stats(arguments)
                  whole(acked_count()), whole(run.dropped),
                  whole(made_up_for()), run.total and whole(run.total) or false, counters,
                  call('HGETALL', key('expired')), call('LRANGE', key('reasons'), 0, -1),
-                 run.closed == 1 and 1 or 0, flat}}
+                 run.closed == 1 and 1 or 0, flat, full and 1 or 0}}
 end
 
 -- What a repetition must not do again; `lease` remembers by itself, and others may be done twice.

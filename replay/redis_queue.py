@@ -216,7 +216,8 @@ class RedisReplayQueue:
         stages, out, window, acked, dropped, made_up_for, total, counters, expired, *rest = (
             self._call("stats", self._owner)
         )
-        reasons, closed, held = rest
+        reasons, closed, held, full = rest
+        self.connection.full = bool(full)
         names = [worker.decode() for worker in expired[::2]]
         of_worker = dict(zip(names, map(int, expired[1::2]), strict=True))
         quarantined, redelivered, expired_count, too_late = counters

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from deploy.queues import RunQueue
 from tests.redis_server import MISSING, redis_server
 from tests.unit.test_redis_queue import open_run
 
@@ -40,3 +41,19 @@ def test_a_replica_is_waited_for_until_it_is_promoted(server, stale, said):
             assert len(waiting.result(timeout=30)) == 2
     finally:
         client.replicaof("NO", "ONE")
+
+
+def test_the_owners_status_says_that_memory_is_full(server):
+    queue = open_run(server, "full")
+    status = RunQueue(queue, queue.connection).status
+    client = server.client()
+    client.config_set("maxmemory", 1)
+    try:
+        queue.stats()
+        assert status()["waiting"] == (
+            f"waiting for Redis at {server.url}: its memory is full: raise maxmemory"
+        )
+    finally:
+        client.config_set("maxmemory", 0)
+    queue.stats()
+    assert (status()["waiting"], queue.connection.interruptions) == (None, 0)
