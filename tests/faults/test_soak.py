@@ -37,13 +37,16 @@ def soaked(tmp_path: Path, tiny_values: dict[str, Any], *options: str) -> tuple[
     return result.returncode, json.loads(output.read_text()), said
 
 
-def test_processes_that_are_killed_cost_nothing(
+def test_processes_that_are_killed_or_stopped_cost_nothing(
     tmp_path: Path, tiny_values: dict[str, Any]
 ) -> None:
-    kinds = "kill-sampler,kill-reward,kill-learner,kill-queue,kill-weights,reward-memory"
-    code, result, said = soaked(tmp_path, tiny_values, "--faults", "6", "--kinds", kinds)
+    kinds = (
+        "kill-sampler,kill-reward,kill-learner,kill-queue,kill-weights,reward-memory,"
+        "stop-sampler,stop-reward"
+    )
+    code, result, said = soaked(tmp_path, tiny_values, "--faults", "8", "--kinds", kinds)
     assert code == 0, said
-    assert len(result["faults"]) == 6
+    assert len(result["faults"]) == 8
     assert result["violations"] == []
     assert result["verdict"]["lost"] == result["verdict"]["twice"] == []
     assert result["verdict"]["quarantined"] == 0
