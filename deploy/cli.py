@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -167,12 +167,13 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove a run's queue from Redis, or list those that are there."""
+    from deploy.config_file import validate_config
     from deploy.queues import remove_queue, stored_queues
     from replay.pacing import PacingConfig
 
-    where = PacingConfig(
-        url=url, password_env=password_env, password_file=password_file, ca_file=ca_file
-    )
+    given: dict[str, Any] = {"url": url, "password_env": password_env}
+    given |= {"password_file": password_file, "ca_file": ca_file}
+    where = validate_config(given, [], PacingConfig, "gc")
     if run is not None:
         console.print(f"removed {run}: {remove_queue(where, run, force)} keys")
         return

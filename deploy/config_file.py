@@ -177,8 +177,8 @@ def _describe(fault: Any, model: type[BaseModel]) -> str:
         kinds = [kind for kind in map(_kind, models) if kind is not None]
         return f"{location}.kind: Field required: one of {', '.join(kinds)}"
     given = f" (given: {fault['input']!r})"
-    if fault["type"] == "missing" or _may_hold_password(fault, model):
-        given = ""
+    if not location or fault["type"] == "missing" or _may_hold_password(fault, model):
+        given = ""  # the whole config is told by its faults
     return f"{location or 'config'}: {fault['msg']}{given}"
 
 

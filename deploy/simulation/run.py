@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from deploy.config_file import ConfigError, validate_config
 from deploy.simulation.faults import Faults
 from deploy.simulation.history import History, judge
 from deploy.simulation.learner import Learners
@@ -85,6 +86,29 @@ class Simulation:
                 options.append(f"--{option}={value}")
         return " ".join(["rewardtune simulate", *options])
 
+    def queue_config(self) -> QueueConfig:
+        """Of its queue.
+
+        Raises:
+          ConfigError: the sizes do not fit each other.
+        """
+        if self.groups_per_step % self.learner_hosts:
+            raise ConfigError(
+                f"learner_hosts is {self.learner_hosts} and groups_per_step "
+                f"{self.groups_per_step}: the hosts must divide it, as each leases an equal share"
+            )
+        settings = {
+            "groups_per_step": self.groups_per_step,
+            "block": self.block,
+            "mode": self.mode,
+            "lag": self.policy_lag,
+            "sample_ttl": 30.0,
+            "score_ttl": 10.0,
+            "train_ttl": 40.0,
+            "total_groups": self.steps * self.groups_per_step,
+        }
+        return validate_config(settings, [], QueueConfig, "simulate")
+
 
 class SimulationFailed(RuntimeError):
     """An invariant was broken: what, the last events and how to see it again."""
@@ -105,6 +129,7 @@ def simulate(
       progress: told every `TOLD_EVERY` seconds how far it is.
 
     Raises:
+      ConfigError: its sizes do not fit each other.
       SimulationFailed: an invariant was broken, or nothing moved any more.
     """
     run = _Run(simulation, rules, server, learners)
@@ -136,16 +161,7 @@ class _Run:
     ):
         self._simulation = simulation
         self.world = World(simulation.seed, simulation.network.times(simulation.message_faults))
-        config = QueueConfig(
-            groups_per_step=simulation.groups_per_step,
-            block=simulation.block,
-            mode=simulation.mode,
-            lag=simulation.policy_lag,
-            sample_ttl=30.0,
-            score_ttl=10.0,
-            train_ttl=40.0,
-            total_groups=simulation.steps * simulation.groups_per_step,
-        )
+        config = simulation.queue_config()
         self._queue = server(self.world, config, rules)
         versions = simulation.policy_lag + 1 if simulation.mode == "ordered" else 1
         self._weights = SimulatedWeights(self.world, versions + SPARE_VERSIONS)

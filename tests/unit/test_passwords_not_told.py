@@ -82,6 +82,19 @@ def test_a_server_refuses_a_url_without_the_password_in_it(what):
     assert "replay.url" in told("serve", what, PRESET, *given)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["user:s3cret@h:6379"],
+        ["s3cret@h"],
+        ["redis://user:s3cret@h"],
+        ["redis://h", "--password-env", "A", "--password-file", "b"],
+    ],
+)
+def test_gc_refuses_a_url_without_the_password_in_it(given):
+    assert told("gc", "--url", *given).startswith("rewardtune: ConfigError: gc: ")
+
+
 def test_numbers_are_shown_as_they_hold_no_password():
     assert "(given: 99)" in told("config", PRESET, "replay.policy_lag=99")
 

@@ -83,6 +83,22 @@ def test_the_command_of_a_simulation_simulates_it_again():
     assert simulate(simulation)["trace"] in result.output
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--groups-per-step=10", "--block=4"], "block is 4 and groups_per_step 10"),
+        (["--groups-per-step=70000", "--block=1"], "groups_per_step: Input should be less"),
+        (["--learner-hosts=3"], "learner_hosts is 3 and groups_per_step 16: the hosts must divide"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_simulated(options, fault):
+    result = CliRunner().invoke(app, ["simulate", *options])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "rewardtune: ConfigError: " in result.stderr
+    assert fault in result.stderr
+
+
 def test_an_unknown_mode_is_refused():
     result = CliRunner().invoke(app, ["simulate", "--mode=sorted"])
     assert result.exit_code == 1
