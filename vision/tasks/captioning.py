@@ -13,7 +13,6 @@ from vision.data.augment import AugmentOptions, augment
 from vision.data.captions import CaptionSource, open_captions, prepare_captions
 from vision.data.config import CaptionDataOptions, CaptionScenesOptions
 from vision.data.images import resize_rgb, to_model
-from vision.metrics.cider import cider
 from vision.metrics.ptb import normalise
 from vision.tasks.task import PAD, Example
 from vision.tasks.tokenizer import Tokenizer, WordPieceTokenizer, WordTokenizer
@@ -182,6 +181,8 @@ class CaptioningTask:
         `CIDEr` is what the reference code returns; papers report it times 100. `words_per_caption`
         is the mean length, `ended` the share of captions that said their end.
         """
+        from vision.metrics.cider import cider
+
         if len(examples) != len(predictions):
             raise ValueError(f"{len(examples)} examples but {len(predictions)} predictions")
         if not examples:

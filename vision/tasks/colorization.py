@@ -17,7 +17,6 @@ from vision.data.augment import AugmentOptions, augment
 from vision.data.config import ImageOptions, PhotosOptions
 from vision.data.images import from_model, resize_rgb, to_model
 from vision.data.photos import ImageSource, open_images, prepare_images
-from vision.metrics.colorfulness import colorfulness
 from vision.models.uvim_config import COLOR_PLANES, patches_to_pixels
 from vision.tasks.task import Example
 from vision.tasks.uvim import NO_END, StageOneCodec, StageOneSettings
@@ -142,6 +141,8 @@ class ColorizationTask:
         the distance to the photo as a fraction of the range, which no model needs to make small:
         there is more than one right colour.
         """
+        from vision.metrics.colorfulness import colorfulness
+
         if len(examples) != len(predictions):
             raise ValueError(f"{len(examples)} examples but {len(predictions)} predictions")
         if not examples:

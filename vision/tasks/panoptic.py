@@ -16,8 +16,6 @@ from vision.data.augment import AugmentOptions, augment_segments
 from vision.data.config import PanopticDataOptions, PanopticScenesOptions
 from vision.data.images import resize_rgb, to_model
 from vision.data.panoptic import PanopticSource, open_source, prepare
-from vision.metrics.panoptic import PanopticStatistics, match_segments
-from vision.metrics.panoptic_merge import merge_logits
 from vision.models.uvim_config import Plane
 from vision.tasks.segments import PanopticTarget, SegmentMap
 from vision.tasks.task import Example
@@ -152,6 +150,8 @@ class PanopticTask:
         self, example: Example, outputs: Mapping[str, np.ndarray]
     ) -> SegmentMap:
         """See `StageOneTask`: the instances with their labels."""
+        from vision.metrics.panoptic_merge import merge_logits
+
         ids, labels = merge_logits(
             outputs[_SEMANTICS],
             outputs[_INSTANCES],
@@ -186,6 +186,8 @@ class PanopticTask:
         Raises:
           ValueError: examples and predictions are not as many, or no segment is on either side.
         """
+        from vision.metrics.panoptic import PanopticStatistics, match_segments
+
         if len(examples) != len(predictions):
             raise ValueError(f"{len(examples)} examples but {len(predictions)} predictions")
         statistics = PanopticStatistics(self.is_stuff)
