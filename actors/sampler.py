@@ -18,7 +18,7 @@ from actors.engine import Engine
 from protos.trajectory import FailureKind, PolicyNotHeld, Sampled, Ticket, failure_kind
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import LOAD_SECONDS, PullingWorker, WorkerStatus
-from replay.queue import Lease, ReplayQueue, Stage
+from replay.queue import Lease, QueueUnavailable, ReplayQueue, Stage
 from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,9 @@ class Sampler(PullingWorker):
             if payloads:
                 self._queue.complete(payloads)
             self.status.groups += len(payloads)
+        except QueueUnavailable:
+            self._keeper.hand_back(leases)  # that there is no room for them is not their fault
+            raise
         finally:
             self._keeper.drop(leases)
 

@@ -80,6 +80,7 @@ class Controller:
         Raises:
           PlacementError: the cluster cannot hold the processes.
           WorkerError: a worker fails again and again.
+          QueueFull: there was no room in it for `replay.patience_seconds`.
           NonFiniteError, CheckpointError, ...: what stopped the learner.
         """
         with log_of_run(self._config, "controller", lambda: self._step):
@@ -153,6 +154,8 @@ class Controller:
         give_up = float("inf")
         while learner.finished is None:
             self._check(queue)
+            if self._queue is not None:
+                self._queue.check_room()
             if stop.requested:
                 give_up = min(give_up, time.monotonic() + self._config.cluster.stop_seconds)
                 learner.ask_to_stop()  # each time: it may have been started anew

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import ray
 from deploy.config import RunConfig
 from deploy.services import QueueProcess, Service
 from replay.pacing import PacingConfig
-from replay.queue import ReplayQueue
+from replay.queue import QueueFull, ReplayQueue
 from replay.ray_client import RayReplayQueue
 from replay.tickets import TicketSource
 
@@ -36,11 +37,29 @@ class RunQueue:
     queue: ReplayQueue
     connection: "RedisConnection | None" = None
     service: Service | None = None
+    _full_since: float | None = None
 
     @property
     def interruptions(self) -> int:
         """How often it had to be waited for."""
         return 0 if self.connection is None else self.connection.interruptions
+
+    def check_room(self) -> None:
+        """Raises `QueueFull` where every `stats` of the last `patience_seconds` found memory full.
+
+        Nobody else may notice: while there is no room, no work is begun that would need it.
+        """
+        if self.connection is None or not self.connection.full:
+            self._full_since = None
+            return
+        now, patience = time.monotonic(), self.connection.settings.patience
+        if self._full_since is None:
+            self._full_since = now
+        elif now - self._full_since > patience:
+            raise QueueFull(
+                f"Redis at {self.connection.name} has had no room for {patience:g} s: its memory "
+                "is full. Raise maxmemory; the same command then resumes the run"
+            )
 
     def status(self) -> dict[str, Any]:
         """Where it is, and why it is being waited for, by whomever."""

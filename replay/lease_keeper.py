@@ -7,7 +7,7 @@ that was stopped as a process renews nothing, so its leases expire and others ge
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from protos.trajectory import FailureKind
@@ -83,6 +83,12 @@ class LeaseKeeper:
         self._queue.release(held)
         return len(held)
 
+    def hand_back(self, leases: Sequence[Lease]) -> None:
+        """Gives these back untried; where the queue does not hear it soon, they run out."""
+        held = [lease.id for lease in leases if self.holds(lease)]
+        self.drop(leases)
+        self._last_words(lambda: self._queue.release(held))
+
     @contextmanager
     def working_on(self, leases: Iterable[Lease]) -> Iterator[None]:
         """The deadline runs for these leases while the block runs."""
@@ -139,15 +145,21 @@ class LeaseKeeper:
         reason = f"exceeded its deadline of {self.deadline:g} s on ordinals {ordinals}"
 
         def tell() -> None:
+            self._queue.fail(
+                [(lease_id, reason, FailureKind.INFRASTRUCTURE) for lease_id in sorted(stuck)]
+            )
+            self._queue.release([lease_id for lease_id in held if lease_id not in stuck])
+
+        self._last_words(tell)
+        self._on_stuck(reason)
+
+    def _last_words(self, tell: Callable[[], None]) -> None:
+        def try_to_tell() -> None:
             try:
-                self._queue.fail(
-                    [(lease_id, reason, FailureKind.INFRASTRUCTURE) for lease_id in sorted(stuck)]
-                )
-                self._queue.release([lease_id for lease_id in held if lease_id not in stuck])
+                tell()
             except Exception:  # whatever it is, the process must end, and the leases run out
                 logger.exception("the queue did not hear why this worker ends")
 
-        telling = threading.Thread(target=tell, name="last-words", daemon=True)
+        telling = threading.Thread(target=try_to_tell, name="last-words", daemon=True)
         telling.start()
         telling.join(LAST_WORDS_SECONDS)
-        self._on_stuck(reason)

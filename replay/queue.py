@@ -53,6 +53,10 @@ class QueueUnavailable(RuntimeError):
     """The queue did not answer; the message says what was asked and what is known."""
 
 
+class QueueFull(QueueUnavailable):
+    """The queue had no room for a payload for as long as was waited; nothing was dropped."""
+
+
 class Lease(NamedTuple):
     """One group, held by one worker for a while.
 

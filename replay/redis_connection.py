@@ -17,7 +17,7 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from replay.queue import QueueUnavailable
+from replay.queue import QueueFull, QueueUnavailable
 from replay.redis_url import shown_url, url_fault
 
 logger = logging.getLogger(__name__)
@@ -41,10 +41,6 @@ _REFUSALS = (
     exceptions.AuthenticationWrongNumberOfArgsError,
     exceptions.NoPermissionError,
 )
-
-
-class QueueFull(QueueUnavailable):
-    """Redis had no memory for a payload for as long as was waited; nothing was dropped."""
 
 
 class RedisRefused(QueueUnavailable):

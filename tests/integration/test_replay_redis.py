@@ -10,6 +10,7 @@ import pytest
 from deploy.checks import check_queue
 from deploy.run_directory import read_status
 from learner.stop import StopRequest
+from replay.queue import QueueFull
 from replay.redis_fitness import RedisUnfit
 from replay.redis_runs import stored_runs
 from tests.redis_server import MISSING, RedisServer, redis_server
@@ -72,3 +73,25 @@ def test_a_killed_redis_changes_no_weight_and_is_shown_while_it_is_away(
     last = seen[-1]
     assert last["queue"]["interruptions"] >= 1
     assert all(worker["restarts"] == 0 for worker in last["workers"])
+
+
+def test_a_full_redis_ends_the_run_which_resumes_to_the_same_weights(
+    tune: Tune, undisturbed: Run, server: RedisServer
+) -> None:
+    seen: list[str | None] = []
+
+    def fill(status: Mapping[str, Any], stop: StopRequest) -> None:
+        seen.append(status["queue"]["waiting"])
+        if status["step"] >= 1:
+            server.client().config_set("maxmemory", 1)
+
+    slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
+    changes = {"replay.url": server.url, "replay.patience_seconds": 2, "rewards.terms": [slow]}
+    with pytest.raises(QueueFull, match="no room for 2 s: its memory is full"):
+        tune("full_redis", changes, fill)
+    assert "memory is full" in (seen[-1] or "")
+    server.client().config_set("maxmemory", "1gb")
+    run = tune("full_redis", changes)
+    assert_same_weights(run, undisturbed)
+    queue = run.statuses[-1]["queue"]
+    assert (queue["quarantined"], queue["redelivered"], queue["waiting"]) == (0, 0, None)

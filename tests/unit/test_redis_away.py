@@ -5,9 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from actors.sampler import Sampler
 from deploy.queues import RunQueue
+from replay.lease_keeper import LeaseKeeper
+from replay.queue import QueueFull
+from replay.tickets import TicketSource
 from tests.redis_server import MISSING, redis_server
-from tests.unit.test_redis_queue import open_run
+from tests.unit.test_redis_queue import CONFIG, open_run
+from tests.unit.test_sampler import ImageTask, ToyEngine
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
@@ -43,9 +48,10 @@ def test_a_replica_is_waited_for_until_it_is_promoted(server, stale, said):
         client.replicaof("NO", "ONE")
 
 
-def test_the_owners_status_says_that_memory_is_full(server):
-    queue = open_run(server, "full")
-    status = RunQueue(queue, queue.connection).status
+def test_the_owner_is_told_that_memory_is_full_and_gives_up_after_the_patience(server):
+    queue = open_run(server, "full", patience=0.2)
+    run_queue = RunQueue(queue, queue.connection)
+    status = run_queue.status
     client = server.client()
     client.config_set("maxmemory", 1)
     try:
@@ -53,7 +59,37 @@ def test_the_owners_status_says_that_memory_is_full(server):
         assert status()["waiting"] == (
             f"waiting for Redis at {server.url}: its memory is full: raise maxmemory"
         )
+        run_queue.check_room()
+        time.sleep(0.3)
+        with pytest.raises(QueueFull, match=r"no room for 0.2 s: its memory is full"):
+            run_queue.check_room()
     finally:
         client.config_set("maxmemory", 0)
     queue.stats()
+    run_queue.check_room()
     assert (status()["waiting"], queue.connection.interruptions) == (None, 0)
+
+
+def test_samples_that_find_no_room_go_back_untried(server):
+    client, block = server.client(), 4
+    sampling = open_run(server, "no room", CONFIG.model_copy(update={"block": block}), patience=0.1)
+    keeper = LeaseKeeper(sampling, 60.0, 60.0, on_stuck=pytest.fail)
+    tickets = TicketSource(0, ["0", "1"], "ordered", 0, block)
+    sampling._mint = lambda ordinal: tickets.ticket(ordinal).to_bytes()
+    arguments = (sampling, keeper, lambda version: (0, {}), tickets.ticket, "s", block, 2)
+    sampler = Sampler(ImageTask({}), ToyEngine(), "toy", *arguments)
+    try:
+        for _ in range(CONFIG.max_deliveries + 1):
+            leases = sampling.lease("to_sample", 1, None, "s")
+            assert [(lease.ordinal, lease.delivery) for lease in leases] == [
+                (ordinal, 1) for ordinal in range(block)
+            ]
+            client.config_set("maxmemory", 1)
+            with pytest.raises(QueueFull, match=r"not do `complete` for 0.1 s: its memory is"):
+                sampler._work(leases)
+            client.config_set("maxmemory", 0)
+    finally:
+        client.config_set("maxmemory", 0)
+        keeper.close()
+    stats = sampling.stats()
+    assert (stats.redelivered, stats.quarantined, stats.last_reasons) == (0, 0, ())

@@ -11,8 +11,7 @@ import redis
 
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import Completion, Frontier, QueueUnavailable, Stage
-from replay.redis_connection import QueueFull
+from replay.queue import Completion, Frontier, QueueFull, QueueUnavailable, Stage
 from replay.redis_queue import RedisReplayQueue
 from tests.redis_server import MISSING, redis_server
 
