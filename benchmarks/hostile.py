@@ -74,9 +74,10 @@ class Sender:
         self.calls = 0
 
     def call(self) -> replay.Call:
-        """A caller of its own for each."""
+        """A caller of its own for each, whose name no mutation makes of another's."""
         self.calls += 1
-        return replay.Call(caller=f"hostile-{self.calls}", number=1)
+        name = random.Random(self.calls).getrandbits(64)
+        return replay.Call(caller=f"hostile-{name:016x}", number=1)
 
     def send(
         self, path: str, messages: list[bytes], metadata: Any = GOOD

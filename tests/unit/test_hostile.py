@@ -1,11 +1,12 @@
 """Messages that lie end as errors and have no effect, and nothing that comes in is executed."""
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile import COMBINATIONS, EXPECTED, HEALTH, REFLECTION, run
+from benchmarks.hostile import COMBINATIONS, EXPECTED, HEALTH, REFLECTION, Sender, run
 from protos import replay_pb2 as pb
 from tests.hostile import Mutator, fields
 from tests.redis_server import MISSING
@@ -35,6 +36,14 @@ def test_the_mutator_reads_messages_and_changes_them_by_its_seed():
     assert [(number, kind) for number, kind, _ in fields(message)] == [(1, 2), (3, 2)]
     one, same, other = ([Mutator(seed).mutate(message) for _ in range(20)] for seed in (1, 1, 2))
     assert one == same != other
+
+
+def test_a_mutation_makes_no_caller_of_another():
+    """Whom the server would then refuse as one that it knows."""
+    sender = Sender("127.0.0.1:1")
+    names = [sender.call().caller for _ in range(300)]
+    for one, other in itertools.combinations(names, 2):
+        assert sum(a != b for a, b in zip(one, other, strict=True)) > 4
 
 
 def executed(tree: ast.AST) -> list[str]:
