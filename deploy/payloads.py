@@ -13,7 +13,7 @@ from vision.tasks.task import Task
 
 # A log-softmax in float32 may come out a little above 0. What an engine draws lies at most 20
 # temperatures, of at most 10, below the likeliest token: no sample's logprob comes near the lowest.
-_LOGPROBS = (-1e4, 1e-3)
+LOGPROBS = (-1e4, 1e-3)
 
 
 class PayloadCheck:
@@ -95,7 +95,7 @@ class PayloadCheck:
                 f"{where}: tokens are in {least} .. {most}; this task's vocabulary has "
                 f"{self._task.vocabulary_size}"
             )
-        lowest, highest = _LOGPROBS
+        lowest, highest = LOGPROBS
         if not ((lowest <= sampled.logprobs) & (sampled.logprobs <= highest)).all():
             raise WireError(
                 f"{where}: logprobs hold NaN, more than 0, which is no probability's, or less than "

@@ -23,6 +23,7 @@ from vision.tasks.task import Task
 # (parameters, images [B, H, W, 3], tokens [B, K, L]) -> logits [B, K, L, V]
 ApplyModel = Callable[[Any, jax.Array, jax.Array], jax.Array]
 SPREAD_FLOOR = 1e-6
+LARGEST_LOG_RATIO = 20.0  # exp of it is far beyond any clip, and squares of it are finite
 
 
 class LikelihoodBatch(NamedTuple):
@@ -260,7 +261,7 @@ def policy_gradient(
     if config.clip is None:
         weights = truncated_importance_weights(logprobs, behaviour, config.max_importance_weight)
         return -advantages * weights * logprobs
-    ratio = jnp.exp(logprobs - behaviour)
+    ratio = jnp.exp(jnp.minimum(logprobs - behaviour, LARGEST_LOG_RATIO))
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
     return -jnp.minimum(ratio * advantages, clipped * advantages)
 

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deploy.payloads import LOGPROBS
 from learner.config import ReinforceConfig, TuneConfig
 from learner.group_batches import group_batch
 from learner.hosts import Hosts
 from learner.mismatch import CLIPPED, MAXIMUM, MEAN, LaggedMismatch, clipped_ratios
 from learner.objectives import make_reinforce_loss
+from rewards.judge import LARGEST
 from tests.unit.test_group_batches import SAMPLES, FakeTask, TrainingGroup, group, scored
 from tests.unit.test_learner_objectives import (
     ALLOWED,
@@ -27,6 +29,21 @@ from tests.unit.test_learner_objectives import (
     own_length,
     value_and_gradient,
 )
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"clip": 0.2}, {"max_importance_weight": 2}, {"normalise_advantage": True}]
+)
+def test_no_reward_and_no_logprob_that_is_let_in_gives_an_infinite_gradient(settings):
+    batch, params = make_batch(), make_params()
+    rewards = np.where(np.arange(batch.rewards.shape[1]) % 2, LARGEST, -LARGEST)
+    rewards = np.broadcast_to(rewards, batch.rewards.shape).astype(np.float32)
+    behaviour = np.full_like(batch.behaviour_logprobs, LOGPROBS[0])
+    worst = batch._replace(rewards=rewards, behaviour_logprobs=behaviour)
+    loss = make_reinforce_loss(apply, RULES, ReinforceConfig(**settings))
+    value, gradient, _ = value_and_gradient(loss, params, worst)
+    assert np.isfinite(value)
+    assert np.isfinite(sum(np.square(leaf).sum() for leaf in gradient.values()))
 
 
 def measured(batch, params, **settings):
