@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 FULL = "its memory is full: raise maxmemory"
-_SOCKET_SECONDS = 15.0
+SOCKET_SECONDS = 15.0
 # Errors that end by themselves: a disk that is full or a replica that is being promoted. For some
 # redis-py has a type, and then takes the word away; inside of a script's error it stays.
 _PASSING_TYPES = (
@@ -134,8 +134,8 @@ class RedisConnection:
             raise ValueError(f"ca_file {settings.ca_file}: no such file")
         options: dict[str, Any] = {
             "password": settings.password(),
-            "socket_timeout": _SOCKET_SECONDS,
-            "socket_connect_timeout": _SOCKET_SECONDS,
+            "socket_timeout": SOCKET_SECONDS,
+            "socket_connect_timeout": SOCKET_SECONDS,
             "retry": Retry(NoBackoff(), 0),  # we wait ourselves, and say so
             "protocol": 2,
         }

@@ -73,6 +73,11 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
         self._process.wait(timeout=30)
 
+    def signal(self, number: int) -> None:
+        """Stops it, or lets it go on."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def connect(self, patience: float = 20.0) -> RedisConnection:
         return RedisConnection(RedisSettings(self.url, patience=patience))
 

@@ -174,7 +174,7 @@ class Injector:
             self._redis.start()
         else:
             send(pid, signal.SIGSTOP)
-            time.sleep(REDIS_AWAY_SECONDS)
+            time.sleep(_stop_seconds(fault))
             send(pid, signal.SIGCONT)
         back = time.time()
         mended = self.until("a step on Redis", lambda: self.ledger.first_step_after(back))
@@ -224,3 +224,10 @@ class Injector:
 
     def _gone(self, pid: int) -> None:
         self.until(f"process {pid} to be gone", lambda: None if is_alive(pid) else True)
+
+
+def _stop_seconds(fault: Fault) -> float:
+    """Every other stop is so long that calls time out, and are repeated beside their first try."""
+    from replay.redis_connection import SOCKET_SECONDS
+
+    return REDIS_AWAY_SECONDS + (SOCKET_SECONDS if fault.index % 2 else 0.0)

@@ -1,5 +1,6 @@
 """A Redis that is there and does not serve: a replica without its master, stopped, or full."""
 
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,8 +8,10 @@ import pytest
 
 from actors.sampler import Sampler
 from deploy.queues import RunQueue
+from replay import redis_connection
 from replay.lease_keeper import LeaseKeeper
-from replay.queue import QueueFull
+from replay.queue import Completion, QueueFull, Stage
+from replay.redis_queue import RedisReplayQueue
 from replay.tickets import TicketSource
 from tests.redis_server import MISSING, redis_server
 from tests.unit.test_redis_queue import CONFIG, open_run
@@ -93,3 +96,29 @@ def test_samples_that_find_no_room_go_back_untried(server):
         keeper.close()
     stats = sampling.stats()
     assert (stats.redelivered, stats.quarantined, stats.last_reasons) == (0, 0, ())
+
+
+def test_calls_that_time_out_on_a_stopped_server_have_their_effect_once(server, monkeypatch):
+    monkeypatch.setattr(redis_connection, "SOCKET_SECONDS", 0.3)
+    sampler, scorer = open_run(server, "stopped"), RedisReplayQueue(server.connect(), "stopped")
+    sampled = sampler.lease("to_sample", 1, None, "s")
+    sampler.complete([(lease.id, b"sampled") for lease in sampled])
+    scoring = scorer.lease("to_score", 2, None, "r")
+    server.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            leasing = pool.submit(sampler.lease, "to_sample", 1, None, "s")
+            completing = pool.submit(scorer.complete, [(g.id, b"scored") for g in scoring])
+            for queue, asked in ((sampler, leasing), (scorer, completing)):
+                assert "Timeout" in until_it_waits(queue, asked)
+            server.signal(signal.SIGCONT)
+            leases = leasing.result(timeout=30)
+            assert completing.result(timeout=30) == [Completion.DONE] * 2
+    finally:
+        server.signal(signal.SIGCONT)
+    assert [lease.ordinal for lease in leases] == [2, 3]
+    stats = sampler.stats()
+    stages = {stage: (of.ready, of.leased) for stage, of in stats.stages.items()}
+    assert stages == {Stage.TO_SAMPLE: (0, 2), Stage.TO_SCORE: (0, 0), Stage.TO_TRAIN: (2, 0)}
+    assert (stats.out, stats.too_late, stats.redelivered) == (4, 0, 0)
+    assert sampler.complete([(g.id, b"sampled") for g in leases]) == [Completion.DONE] * 2
