@@ -38,27 +38,33 @@ class RunQueue:
     connection: "RedisConnection | None" = None
     service: Service | None = None
     _full_since: float | None = None
+    _acked_then: int = -1
 
     @property
     def interruptions(self) -> int:
         """How often it had to be waited for."""
         return 0 if self.connection is None else self.connection.interruptions
 
-    def check_room(self) -> None:
-        """Raises `QueueFull` where every `stats` of the last `patience_seconds` found memory full.
+    def check_room(self, acked: int) -> None:
+        """Raises `QueueFull` where memory has been full, and nothing trained, for the patience.
 
-        Nobody else may notice: while there is no room, no work is begun that would need it.
+        Nobody else may notice: while there is no room, no work is begun that would need it. As long
+        as groups are trained, they make room, and it is their pace that the others keep.
+
+        Args:
+          acked: groups, by the last `stats`.
         """
         if self.connection is None or not self.connection.full:
             self._full_since = None
             return
         now, patience = time.monotonic(), self.connection.settings.patience
-        if self._full_since is None:
-            self._full_since = now
+        if self._full_since is None or acked != self._acked_then:
+            self._full_since, self._acked_then = now, acked
         elif now - self._full_since > patience:
             raise QueueFull(
-                f"Redis at {self.connection.name} has had no room for {patience:g} s: its memory "
-                "is full. Raise maxmemory; the same command then resumes the run"
+                f"Redis at {self.connection.name} has had no room for {patience:g} s, in which "
+                "no group was trained: its memory is full. Raise maxmemory; the same command then "
+                "resumes the run"
             )
 
     def status(self) -> dict[str, Any]:

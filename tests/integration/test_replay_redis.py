@@ -87,7 +87,7 @@ def test_a_full_redis_ends_the_run_which_resumes_to_the_same_weights(
 
     slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
     changes = {"replay.url": server.url, "replay.patience_seconds": 2, "rewards.terms": [slow]}
-    with pytest.raises(QueueFull, match="no room for 2 s: its memory is full"):
+    with pytest.raises(QueueFull, match="no room for 2 s, in which no group was trained"):
         tune("full_redis", changes, fill)
     assert "memory is full" in (seen[-1] or "")
     server.client().config_set("maxmemory", "1gb")
