@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+SLOW_SECONDS = 2.0
 FULL = "its memory is full: raise maxmemory"
 SOCKET_SECONDS = 15.0
 # Errors that end by themselves: a disk that is full or a replica that is being promoted. For some
@@ -115,7 +116,8 @@ class RedisConnection:
     Attributes:
       waiting: why Redis is being waited for, or None.
       full: whether the owner's last `stats` found no memory left: samples wait, the rest goes on.
-      interruptions: how often it had to be waited for.
+      interruptions: how often it had to be waited for, or took `SLOW_SECONDS` to answer: leases
+        may have run out meanwhile that nobody could renew.
       on_waiting: called while waiting, before each new attempt.
     """
 
@@ -162,6 +164,7 @@ class RedisConnection:
         patience, pause, again = self.settings.patience, FIRST_PAUSE, False
         give_up: float | None = None
         while True:
+            asked = time.monotonic()
             try:
                 result = attempt(self._client, again)
             except _REFUSALS as error:
@@ -183,9 +186,13 @@ class RedisConnection:
             except Restarting:
                 fault, reason = QueueUnavailable, "a learner that resumes goes through its groups"
             else:
+                took = time.monotonic() - asked
                 if give_up is not None:
                     logger.warning("Redis at %s answers again", self.name)
                     self.waiting = None
+                elif took > SLOW_SECONDS:
+                    self.interruptions += 1
+                    logger.warning("Redis at %s took %.1f s for `%s`", self.name, took, what)
                 return result
             now = time.monotonic()
             if give_up is None:

@@ -124,3 +124,13 @@ def test_calls_that_time_out_on_a_stopped_server_have_their_effect_once(server, 
     assert stages == {Stage.TO_SAMPLE: (0, 2), Stage.TO_SCORE: (0, 0), Stage.TO_TRAIN: (2, 0)}
     assert (stats.out, stats.too_late, stats.redelivered) == (4, 0, 0)
     assert sampler.complete([(g.id, b"sampled") for g in leases]) == [Completion.DONE] * 2
+
+
+@pytest.mark.parametrize(("slow", "counted"), [(0.0, 1), (float("inf"), 0)])
+def test_an_answer_that_took_long_counts_as_an_interruption(server, monkeypatch, slow, counted):
+    queue = open_run(server, f"slow {slow}")
+    before = queue.connection.interruptions
+    monkeypatch.setattr(redis_connection, "SLOW_SECONDS", slow)
+    queue.stats()
+    assert queue.connection.interruptions - before == counted
+    assert queue.connection.waiting is None
