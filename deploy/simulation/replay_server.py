@@ -63,6 +63,8 @@ class SimulatedQueue(Server):
         self._last = ""
         self._waiters: dict[Stage, deque[_Waiter]] = {stage: deque() for stage in Stage}
         self._alarm: float | None = None
+        # False: blocks were asked for in vain, and nothing has been acked since.
+        self._room = True
         self.ledger.begin(frontier)
         self.lose_connections()
         self.changed = True
@@ -171,6 +173,7 @@ class SimulatedQueue(Server):
     def ack(self, ordinals: Sequence[int], dropped: Sequence[int], epoch: str) -> None:
         """See `ReplayQueue.ack`."""
         self.check_epoch(epoch)
+        self._room = True
         self.state.ack(ordinals, self._time())
         self.state.ack(dropped, self._time(), dropped=True)
         self.ledger.acked([*ordinals, *dropped], self._history())
@@ -192,6 +195,7 @@ class SimulatedQueue(Server):
         self.check_epoch(epoch)
         if not self._fence.begins(epoch):
             return
+        self._room = True
         self.state.restart(frontier, self._time())
         self.ledger.restarted(frontier, self._history())
         self.world.trace("restart", frontier.next_unacked, *frontier.acked_above)
@@ -232,6 +236,8 @@ class SimulatedQueue(Server):
         leases = self.state.lease(stage, n, None, worker, self._time(), first)
         now = self.world.now + self.clock_offset
         self.ledger.leased(stage, worker, leases, now, anew=first is not None)
+        if stage is Stage.TO_SAMPLE:
+            self._room = bool(leases)
         if leases:
             self.leases += len(leases)
             named = [f"{lease.ordinal}={lease.id}" for lease in (leases[0], leases[-1])]
@@ -248,15 +254,17 @@ class SimulatedQueue(Server):
     def _serve(self) -> None:
         """Gives those who wait what is ready, first come first served, and sets the alarm."""
         for stage, waiters in self._waiters.items():
-            for waiter in list(waiters):
-                if not self._may_have(stage, waiter.n):
-                    break
+            passed = 0  # hosts of a learner, of which each waits for groups of its own
+            while passed < len(waiters) and self._may_have(stage, waiters[passed].n):
+                waiter = waiters[passed]
                 leases = self._hand_out(stage, waiter.n, waiter.worker, waiter.first)
                 if leases:
-                    waiters.remove(waiter)
+                    del waiters[passed]
                     waiter.answer(leases)
                 elif waiter.first is None:
                     break
+                else:
+                    passed += 1
         self._set_alarm()
 
     def _time(self) -> float:
@@ -269,8 +277,7 @@ class SimulatedQueue(Server):
         ready = len(self.state._ready[stage].since)
         if stage is Stage.TO_TRAIN and self.config.mode == "ordered":
             return ready >= n
-        room = stage is Stage.TO_SAMPLE and len(self.state._items) < self.config.window
-        return ready > 0 or room
+        return ready > 0 or (stage is Stage.TO_SAMPLE and self._room)
 
     def _set_alarm(self) -> None:
         deadline = self.state.next_deadline()
