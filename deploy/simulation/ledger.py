@@ -10,6 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from deploy.simulation.history import History, Ordinals
 from deploy.simulation.world import Violation
@@ -18,7 +19,8 @@ from replay.config import QueueConfig
 from replay.queue import Completion, Frontier, Lease, Stage
 from replay.state import KEPT_QUARANTINED, QueueState
 
-_NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
+_TO_SAMPLE, _TO_SCORE, _TO_TRAIN = Stage
+_NEXT = {_TO_SAMPLE: _TO_SCORE, _TO_SCORE: _TO_TRAIN}
 
 
 @dataclass(slots=True)
@@ -239,17 +241,18 @@ class Ledger:
         """
         if len(state._items) > len(self._groups):
             self._unpark(state)
-        items, leased, ready = len(state._items), len(state._leases), 0
-        for part in state._ready.values():
-            ready += len(part.since)
-        sums = (items, leased, ready)
-        must = (len(self._groups), len(self._by_lease), len(self._groups) - len(self._by_lease))
-        if sums != must:
-            raise Violation(f"(out, leased, ready) are {sums}; they must be {must}")
-        if items > self._config.window:
-            raise Violation(f"{items} groups are out; the window is {self._config.window}")
+        since = [ready.since for ready in state._ready.values()]
+        out, held = len(self._groups), len(self._by_lease)
+        sums = (len(state._items), len(state._leases), sum(map(len, since)))
+        if sums != (out, held, out - held):
+            raise Violation(
+                f"(out, leased, ready) are {sums}; they must be {(out, held, out - held)}"
+            )
+        if out > self._config.window:
+            raise Violation(f"{out} groups are out; the window is {self._config.window}")
         for ordinal in self._touched:
-            self._check_place(state, ordinal)
+            if not self._is_in_place(state, ordinal):
+                self._tell_place(state, ordinal)
         self._touched.clear()
 
     def _unpark(self, state: QueueState) -> None:
@@ -259,32 +262,38 @@ class Ledger:
             self._groups[ordinal] = self._parked.pop(ordinal)
             self._touched.add(ordinal)
 
-    def _check_place(self, state: QueueState, ordinal: int) -> None:
-        group, item = self._groups.get(ordinal), state._items.get(ordinal)
-        ready = []
-        for stage, part in state._ready.items():
-            if ordinal in part.since:
-                ready.append(stage)
-        if group is None:
-            if item is not None or ready or not state.is_acked(ordinal):
-                raise Violation(f"ordinal {ordinal} is {item}, ready in {ready}; it must be acked")
-            return
-        lease = None if item is None or item.lease_id is None else state._leases.get(item.lease_id)
-        leased = group.lease is not None
-        right = (
-            item is not None
-            and (item.stage, item.tombstone) == (group.stage, group.tombstone)
-            and ready == ([] if leased else [group.stage])
-            and not state.is_acked(ordinal)
-            and (lease is not None) == leased
-            and (lease is None or lease.ordinal == ordinal)
-            and (lease is None or state._leases.deadline(lease) == group.deadline)
+    def _is_in_place(self, state: QueueState, ordinal: int) -> bool:
+        """Whether it is where it must be, and nowhere else; the most frequent of all questions."""
+        group, item, ready = self._groups.get(ordinal), state._items.get(ordinal), state._ready
+        places = (
+            (ordinal in ready[_TO_SAMPLE].since)
+            + (ordinal in ready[_TO_SCORE].since)
+            + (ordinal in ready[_TO_TRAIN].since)
+            + (ordinal in state._acked)
         )
-        if not right:
-            raise Violation(
-                f"ordinal {ordinal} is {item}, held by {lease}, ready in {ready}; it must be "
-                f"{group}"
-            )
+        if group is None:
+            return item is None and places == 1 and ordinal in state._acked
+        if item is None or item.stage is not group.stage or item.tombstone != group.tombstone:
+            return False
+        lease = None if item.lease_id is None else state._leases.get(item.lease_id)
+        if group.lease is None:
+            return lease is None and places == 1 and ordinal in ready[group.stage].since
+        return (
+            lease is not None
+            and places == 0
+            and lease.ordinal == ordinal
+            and state._leases.deadline(lease) == group.deadline
+        )
+
+    def _tell_place(self, state: QueueState, ordinal: int) -> NoReturn:
+        group, item = self._groups.get(ordinal), state._items.get(ordinal)
+        ready = [stage for stage, part in state._ready.items() if ordinal in part.since]
+        acked = "acked" if state.is_acked(ordinal) else "not acked"
+        lease = None if item is None or item.lease_id is None else state._leases.get(item.lease_id)
+        raise Violation(
+            f"ordinal {ordinal} is {item}, {acked}, held by {lease}, ready in {ready}; it must be "
+            f"{group or 'acked'}"
+        )
 
     def check_all(self, state: QueueState) -> None:
         """The places of all, touched or not."""
