@@ -70,10 +70,9 @@ class SimulatedQueue(Server):
         self.changed = True
 
     def check(self) -> None:
-        """Both invariants, where the last event may have changed anything; see `Ledger.check`."""
-        if self.changed:
-            self.changed = False
-            self.ledger.check(self.state)
+        """Both invariants, after an event that has `changed` anything; see `Ledger.check`."""
+        self.changed = False
+        self.ledger.check(self.state)
 
     def come_back(self, seconds: float) -> None:
         """Dies, and is there again after so many seconds from the frontier that it kept."""
@@ -112,9 +111,9 @@ class SimulatedQueue(Server):
 
     def complete(self, items: Sequence[tuple[str, bytes]]) -> list[Completion]:
         """See `ReplayQueue.complete`."""
-        answers = []
+        answers, now = [], self._time()
         for lease_id, payload in items:
-            answers.append(self.state.complete(lease_id, payload, self._time()))
+            answers.append(self.state.complete(lease_id, payload, now))
             self.ledger.completed(lease_id, payload, answers[-1])
         self._trace_outcomes("complete", [lease_id for lease_id, _ in items], answers)
         self._serve()
@@ -122,9 +121,9 @@ class SimulatedQueue(Server):
 
     def fail(self, items: Sequence[tuple[str, str, FailureKind]]) -> list[Completion]:
         """See `ReplayQueue.fail`."""
-        answers = []
+        answers, now = [], self._time()
         for lease_id, reason, kind in items:
-            answers.append(self.state.fail(lease_id, reason, kind, self._time()))
+            answers.append(self.state.fail(lease_id, reason, kind, now))
             self.ledger.failed(lease_id, kind, answers[-1])
         self._trace_outcomes("fail", [item[:2] for item in items], answers)
         self._serve()

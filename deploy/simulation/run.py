@@ -233,7 +233,8 @@ class _Run:
         while self._finished is None:
             for _ in range(every):
                 world.next_event()
-                queue.check()
+                if queue.changed:
+                    queue.check()
                 if learners.finished and self._finished is not None:
                     break
             queue.ledger.check_all(queue.state)

@@ -7,13 +7,14 @@ A process is a set of generators. They yield seconds to sleep, or a `Call` whose
 """
 
 import enum
-import heapq
 import random
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from heapq import heappop, heappush
+from math import log
+from typing import Any, NamedTuple, Protocol
 
 from replay.queue import QueueUnavailable
 
@@ -70,8 +71,7 @@ class Network:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What arrives at a server.
 
     Attributes:
@@ -112,8 +112,10 @@ class Transport(enum.Enum):
     LOOSE = "loose"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+_ONCE, _REPEATED, _ = Transport
+
+
+class Call(NamedTuple):
     """A request that a process waits for; `QueueUnavailable` is raised where no answer comes."""
 
     to: Endpoint
@@ -128,6 +130,7 @@ class World:
     def __init__(self, seed: int, network: Network):
         self.now = 0.0
         self.random = random.Random(seed)
+        self._draw = self.random.random
         self.network = network
         self.storm_until = 0.0
         self.events = 0
@@ -147,11 +150,12 @@ class World:
     def at(self, time: float, action: Callable[..., None], *arguments: Any) -> None:
         """`action(*arguments)` happens then; of what is due together, what was asked first."""
         self._number += 1
-        heapq.heappush(self._heap, (time, self._number, action, arguments))
+        heappush(self._heap, (time, self._number, action, arguments))
 
     def after(self, seconds: float, action: Callable[..., None], *arguments: Any) -> None:
         """`action(*arguments)` happens in so many seconds."""
-        self.at(self.now + seconds, action, *arguments)
+        self._number += 1
+        heappush(self._heap, (self.now + seconds, self._number, action, arguments))
 
     def give_up_after(self, seconds: float, call: "_Pending") -> None:
         """`call.give_up()` happens in so many seconds, where it waits until then.
@@ -159,7 +163,9 @@ class World:
         Most calls are answered long before: those of the same patience wait in a row, and only the
         first of it is an event to come.
         """
-        row = self._pending.setdefault(seconds, deque())
+        row = self._pending.get(seconds)
+        if row is None:
+            row = self._pending[seconds] = deque()
         row.append((self.now + seconds, call))
         if len(row) == 1:
             self.at(row[0][0], self._give_up_first, row)
@@ -175,7 +181,7 @@ class World:
 
     def next_event(self) -> None:
         """Lets the next thing happen."""
-        self.now, _, action, arguments = heapq.heappop(self._heap)
+        self.now, _, action, arguments = heappop(self._heap)
         self.events += 1
         action(*arguments)
 
@@ -190,43 +196,45 @@ class World:
         return self.random.random() < probability
 
     def send(
-        self, once: bool, action: Callable[..., None], *arguments: Any, cut_until: float = 0.0
+        self, once: bool, cut_until: float, action: Callable[..., None], *arguments: Any
     ) -> None:
         """A message is under way: it arrives once, twice or never.
 
         Args:
           once: not twice.
+          cut_until: until then one side is cut off: it is lost, or arrives after that.
           action: what happens when it arrives, with the arguments.
           arguments: of the action.
-          cut_until: until then one side is cut off: it is lost, or arrives after that.
         """
-        network, draw = self.network, self.random.random()
+        network, draw = self.network, self._draw()
         worse = 20.0 if self.now < self.storm_until else 1.0
-        lost = worse * network.lost
-        if cut_until > self.now:
+        lost, leaves = worse * network.lost, self.now
+        if cut_until > leaves:
             self.counts["messages at a cut"] += 1
-            lost = max(lost, 0.5)
+            lost, leaves = max(lost, 0.5), cut_until
         if draw < lost:
             self.counts["messages lost"] += 1
             return
-        self._deliver(worse, action, arguments, cut_until)
-        if not once and draw > 1.0 - worse * network.doubled:
+        self._deliver(worse, leaves, action, arguments)
+        if draw > 1.0 - worse * network.doubled and not once:
             self.counts["messages doubled"] += 1
-            self._deliver(worse, action, arguments, cut_until)
+            self._deliver(worse, leaves, action, arguments)
 
     def _deliver(
         self,
         worse: float,
+        leaves: float,
         action: Callable[..., None],
         arguments: tuple[Any, ...],
-        cut_until: float,
     ) -> None:
-        if self.random.random() < worse * self.network.slow:
-            delay = self.random.uniform(0.0, self.network.slowest)
+        network, draw = self.network, self._draw
+        if draw() < worse * network.slow:
+            delay = draw() * network.slowest
             self.counts["messages slow"] += 1
-        else:
-            delay = self.random.expovariate(1.0 / (worse * self.network.latency))
-        self.at(max(self.now, cut_until) + delay, action, *arguments)
+        else:  # `random.expovariate`, which costs as much as all the rest of this
+            delay = -log(1.0 - draw()) * worse * network.latency
+        self._number += 1
+        heappush(self._heap, (leaves + delay, self._number, action, arguments))
 
 
 class _Task:
@@ -338,13 +346,10 @@ class Process:
             self.kill(f"{type(error).__name__}: {error}")
             return
         if isinstance(wanted, Call):
-            self._call(task, wanted)
+            task.calls += 1
+            _Pending(self, task, wanted).ask()
         else:
             world.after(wanted, self._step, task, None)
-
-    def _call(self, task: _Task, call: Call) -> None:
-        task.calls += 1
-        _Pending(self, task, call).ask()
 
 
 class _Pending:
@@ -355,27 +360,23 @@ class _Pending:
     def __init__(self, process: Process, task: _Task, call: Call):
         self.process, self.task, self.call = process, task, call
         self.number, self.began = task.calls, process.world.now
-        repeats = process.transport is Transport.REPEATED
-        self.request = Request(
-            call.method,
-            call.arguments,
-            process.clock(),
-            (task.name, self.number) if repeats else None,
-        )
+        repeats = process.transport is _REPEATED
+        number = (task.name, self.number) if repeats else None
+        self.request = Request(call.method, call.arguments, process.clock(), number)
 
     def ask(self) -> None:
         """Sends it, perhaps again."""
-        process, world, to = self.process, self.process.world, self.call.to
-        once = process.transport is Transport.ONCE
-        world.send(once, self._arrive, to.connection, cut_until=process.cut_until)
-        world.give_up_after(world.network.timeout + self.call.wait, self)
+        process, world, call = self.process, self.process.world, self.call
+        once = process.transport is _ONCE
+        world.send(once, process.cut_until, self._arrive, call.to.connection)
+        world.give_up_after(world.network.timeout + call.wait, self)
 
     def _arrive(self, connection: int) -> None:
         self.call.to.receive(self.request, self._reply, connection)
 
     def _reply(self, value: Any) -> None:
         process = self.process
-        process.world.send(True, self._answered, value, cut_until=process.cut_until)
+        process.world.send(True, process.cut_until, self._answered, value)
 
     def _answered(self, value: Any) -> None:
         if self.waits:
