@@ -42,6 +42,9 @@ class Leases:
 
     def hand_out(self, worker: str, leases: Sequence[Lease]) -> None:
         """From now on these, of one stage, are held; they are what the worker was handed last."""
+        self._newest.pop(worker, None)
+        if not leases:
+            return
         ids: dict[str, None] = {}
         for lease in leases:
             lease_id = lease.id
@@ -49,15 +52,12 @@ class Leases:
             self._held[lease_id] = lease
             self._until[lease_id] = lease.deadline
             heapq.heappush(self._deadlines, (lease.deadline, lease_id))
-        if leases:
-            self.in_stage[leases[0].stage] += len(leases)
-            self._of_worker.setdefault(worker, {}).update(ids)
+        self.in_stage[leases[0].stage] += len(leases)
+        self._of_worker.setdefault(worker, {}).update(ids)
+        self._newest[worker] = set(ids)
         if len(self._deadlines) > 2 * len(self._held) + 1024:  # mostly of leases that are gone
             self._deadlines = [(until, lease_id) for lease_id, until in self._until.items()]
             heapq.heapify(self._deadlines)
-        self._newest.pop(worker, None)
-        if leases:
-            self._newest[worker] = set(ids)
 
     def check_outcomes(self, lease_ids: Iterable[str]) -> None:
         """Raises ValueError where one of these is of `to_train`, which has no outcome to give."""
@@ -68,12 +68,19 @@ class Leases:
                     f"ordinal {lease.ordinal} is in to_train, where it is acked instead"
                 )
 
-    def renew(self, lease: Lease, now: float) -> None:
-        """It is held for its ttl from now on."""
-        until = now + lease.ttl
-        if until < self._until[lease.id]:  # the clock was set back
-            heapq.heappush(self._deadlines, (until, lease.id))
-        self._until[lease.id] = until
+    def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
+        """Those of them that are held are so for their ttl from now on; returns these."""
+        held = []
+        for lease_id in lease_ids:
+            lease = self._held.get(lease_id)
+            if lease is None:
+                continue
+            until = now + lease.ttl
+            if until < self._until[lease_id]:  # the clock was set back
+                heapq.heappush(self._deadlines, (until, lease_id))
+            self._until[lease_id] = until
+            held.append(lease_id)
+        return held
 
     def drop(self, lease: Lease) -> None:
         """It is not held any more."""

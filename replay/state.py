@@ -105,7 +105,8 @@ class QueueState:
         """Hands out up to `n` groups (`to_sample`: blocks); see `ReplayQueue.lease`."""
         if n < 1 or (ttl is not None and ttl <= 0):
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
-        check_ordinals([] if first is None else [first])
+        if first is not None:
+            check_ordinals([first])
         self.expire(now)
         self._seen.asked(worker, now)
         if stage is Stage.TO_SAMPLE:
@@ -122,6 +123,9 @@ class QueueState:
                 ordinals = self._share(first, n, worker, now)
         else:
             ordinals = self._ready[stage].lowest(n)
+        if not ordinals:  # the usual answer to those who wait for work
+            self._leases.hand_out(worker, [])
+            return []
         ttl = self._ttl[stage] if ttl is None else ttl
         # Before any of them is held: a ticket that cannot be made leaves all where they are.
         tickets = [self._mint(o) if stage is Stage.TO_SAMPLE else None for o in ordinals]
@@ -135,10 +139,7 @@ class QueueState:
     def renew(self, lease_ids: Iterable[str], now: float) -> list[str]:
         """Gives each lease its ttl anew; returns the ids that are still held."""
         self.expire(now)
-        held = [lease for each in lease_ids if (lease := self._leases.get(each)) is not None]
-        for lease in held:
-            self._leases.renew(lease, now)
-        return [lease.id for lease in held]
+        return self._leases.renew(lease_ids, now)
 
     def complete(self, lease_id: str, payload: bytes, now: float) -> Completion:
         """Moves the lease's group to its next stage.

@@ -8,7 +8,7 @@ so each ordinal is in exactly one place as long as it was before the event.
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -19,8 +19,7 @@ from replay.config import QueueConfig
 from replay.queue import Completion, Frontier, Lease, Stage
 from replay.state import KEPT_QUARANTINED, QueueState
 
-_TO_SAMPLE, _TO_SCORE, _TO_TRAIN = Stage
-_NEXT = {_TO_SAMPLE: _TO_SCORE, _TO_SCORE: _TO_TRAIN}
+_NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
 
 
 @dataclass(slots=True)
@@ -139,7 +138,7 @@ class Ledger:
         self, stage: Stage, worker: str, leases: Sequence[Lease], now: float, anew: bool
     ) -> None:
         """A worker asked and was handed these; `anew`: what it held of them was given back."""
-        self._newest[worker] = frozenset(lease.id for lease in leases)
+        self._newest[worker] = frozenset([lease.id for lease in leases])
         for lease in leases:
             ordinal = lease.ordinal
             group = self._groups.get(ordinal)
@@ -173,16 +172,18 @@ class Ledger:
 
     def renewed(self, asked: Sequence[str], held: Sequence[str], now: float) -> None:
         """Of these, some are still held."""
-        if [lease_id for lease_id in asked if lease_id in self._by_lease] != list(held):
+        by_lease, groups = self._by_lease, self._groups
+        if [lease_id for lease_id in asked if lease_id in by_lease] != list(held):
             raise Violation(f"of {asked} are renewed {held}")
-        for lease_id in held:
-            group = self._groups[self._by_lease[lease_id]]
+        ordinals = [by_lease[lease_id] for lease_id in held]
+        for lease_id, ordinal in zip(held, ordinals, strict=True):
+            group = groups[ordinal]
             assert group.lease is not None
             deadline = now + group.lease.ttl
             if deadline < group.deadline:
                 heapq.heappush(self._deadlines, (deadline, lease_id))
             group.deadline = deadline
-            self._touched.add(group.lease.ordinal)
+        self._touched.update(ordinals)
 
     def completed(self, lease_id: str, payload: bytes, answer: Completion) -> None:
         """A worker gave the outcome."""
@@ -250,10 +251,9 @@ class Ledger:
             )
         if out > self._config.window:
             raise Violation(f"{out} groups are out; the window is {self._config.window}")
-        for ordinal in self._touched:
-            if not self._is_in_place(state, ordinal):
-                self._tell_place(state, ordinal)
-        self._touched.clear()
+        if self._touched:
+            self._check_places(state, *since)
+            self._touched.clear()
 
     def _unpark(self, state: QueueState) -> None:
         """A block was handed out, and with it what has survived of it."""
@@ -262,28 +262,44 @@ class Ledger:
             self._groups[ordinal] = self._parked.pop(ordinal)
             self._touched.add(ordinal)
 
-    def _is_in_place(self, state: QueueState, ordinal: int) -> bool:
-        """Whether it is where it must be, and nowhere else; the most frequent of all questions."""
-        group, item, ready = self._groups.get(ordinal), state._items.get(ordinal), state._ready
-        places = (
-            (ordinal in ready[_TO_SAMPLE].since)
-            + (ordinal in ready[_TO_SCORE].since)
-            + (ordinal in ready[_TO_TRAIN].since)
-            + (ordinal in state._acked)
-        )
-        if group is None:
-            return item is None and places == 1 and ordinal in state._acked
-        if item is None or item.stage is not group.stage or item.tombstone != group.tombstone:
-            return False
-        lease = None if item.lease_id is None else state._leases.get(item.lease_id)
-        if group.lease is None:
-            return lease is None and places == 1 and ordinal in ready[group.stage].since
-        return (
-            lease is not None
-            and places == 0
-            and lease.ordinal == ordinal
-            and state._leases.deadline(lease) == group.deadline
-        )
+    def _check_places(
+        self,
+        state: QueueState,
+        to_sample: Mapping[int, float],
+        to_score: Mapping[int, float],
+        to_train: Mapping[int, float],
+    ) -> None:
+        """Each touched ordinal is where it must be and nowhere else; the most asked of questions.
+
+        The mappings have what is ready in each stage.
+        """
+        groups, items, acked, leases = self._groups, state._items, state._acked, state._leases
+        for ordinal in self._touched:
+            group, item = groups.get(ordinal), items.get(ordinal)
+            ready = (ordinal in to_sample) + (ordinal in to_score) + (ordinal in to_train)
+            if group is None:
+                right = item is None and not ready and ordinal in acked
+            elif (
+                item is None
+                or item.stage is not group.stage
+                or item.tombstone != group.tombstone
+                or ordinal in acked
+            ):
+                right = False
+            else:
+                lease = None if item.lease_id is None else leases.get(item.lease_id)
+                if group.lease is None:
+                    since = state._ready[group.stage].since
+                    right = lease is None and ready == 1 and ordinal in since
+                else:
+                    right = (
+                        lease is not None
+                        and not ready
+                        and lease.ordinal == ordinal
+                        and leases.deadline(lease) == group.deadline
+                    )
+            if not right:
+                self._tell_place(state, ordinal)
 
     def _tell_place(self, state: QueueState, ordinal: int) -> NoReturn:
         group, item = self._groups.get(ordinal), state._items.get(ordinal)
