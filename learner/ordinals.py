@@ -3,6 +3,9 @@
 The file only grows. A learner that goes back to a checkpoint says so by a line of its own, and the
 lines of later steps before it count no more: `surviving_steps` leaves them out. So a reader who
 trusts nobody's counters can tell that nothing was lost and nothing trained twice.
+
+A step is written before it is acknowledged: so a learner that was cut off may still write one behind
+the line of the learner that has taken its place. Each line tells its learner's epoch, see `counts`.
 """
 
 import json
@@ -14,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from protos.trajectory import Scored
+from replay.fence import is_earlier
 
 if TYPE_CHECKING:  # which would bring JAX to readers
     from learner.group_batches import TrainingGroup
@@ -33,6 +37,7 @@ class OrdinalsLine:
       unscored: ordinals whose groups trained nothing for want of scored samples, with the reasons.
       quarantined: ordinals that were given up, with the reasons.
       dropped: ordinals that were too stale to train.
+      epoch: what `ReplayQueue.fence` gave to the learner; "" where it did not tell it yet.
     """
 
     step: int
@@ -42,11 +47,12 @@ class OrdinalsLine:
     unscored: dict[int, list[str]] = field(default_factory=dict)
     quarantined: dict[int, list[str]] = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
+    epoch: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Ordinals as ranges, [first, end)."""
         if self.resumed:
-            return {"resumed": self.step, "time": round(self.time, 3)}
+            return {"resumed": self.step, "time": round(self.time, 3), "epoch": self.epoch}
         values: dict[str, Any] = {
             "step": self.step,
             "time": round(self.time, 3),
@@ -56,6 +62,7 @@ class OrdinalsLine:
             "unscored": self.unscored,
             "quarantined": self.quarantined,
             "dropped": _ranges(self.dropped),
+            "epoch": self.epoch,
         }
         return values | {name: value for name, value in more.items() if value}
 
@@ -63,7 +70,8 @@ class OrdinalsLine:
     def from_json(cls, values: dict[str, Any]) -> "OrdinalsLine":
         """From `to_json`'s values."""
         if "resumed" in values:
-            return cls(values["resumed"], values["time"], resumed=True)
+            epoch = values.get("epoch", "")
+            return cls(values["resumed"], values["time"], resumed=True, epoch=epoch)
         return cls(
             step=values["step"],
             time=values["time"],
@@ -71,6 +79,7 @@ class OrdinalsLine:
             unscored=_by_ordinal(values.get("unscored", {})),
             quarantined=_by_ordinal(values.get("quarantined", {})),
             dropped=tuple(_unfold(values.get("dropped", []))),
+            epoch=values.get("epoch", ""),
         )
 
 
@@ -100,13 +109,15 @@ def account(groups: "Sequence[TrainingGroup]") -> Account:
 class OrdinalsWriter:
     """Appends to a run's file; a line is with the system when `write` returns."""
 
-    def __init__(self, run_directory: Path, resumed_step: int) -> None:
+    def __init__(self, run_directory: Path, resumed_step: int, epoch: str) -> None:
+        """Begins a learner that goes on from this step, and is the run's by this epoch."""
+        self._epoch = epoch
         path = run_directory / ORDINALS_FILE
         cut_short = path.exists() and path.read_bytes()[-1:] not in (b"\n", b"")
         self._file = path.open("a", encoding="utf-8")
         if cut_short:  # a crash ended the last line: it is none
             self._file.write("\n")
-        self._write(OrdinalsLine(resumed_step, time.time(), resumed=True))
+        self._write(OrdinalsLine(resumed_step, time.time(), resumed=True, epoch=epoch))
 
     def write(self, step: int, accounts: Sequence[Account], dropped: Sequence[int]) -> None:
         """What a step made of its groups, by host; `dropped` before it."""
@@ -118,6 +129,7 @@ class OrdinalsWriter:
                 unscored={o: why for of_host in accounts for o, why in of_host["unscored"]},
                 quarantined={o: why for of_host in accounts for o, why in of_host["quarantined"]},
                 dropped=tuple(dropped),
+                epoch=self._epoch,
             )
         )
 
@@ -154,13 +166,25 @@ def read_ordinals(run_directory: Path) -> list[OrdinalsLine]:
     return read
 
 
+def counts(line: OrdinalsLine, epoch: str) -> bool:
+    """Whether a line counts where the learner of an epoch began last before it.
+
+    Of steps, only its own; of beginnings, all but those of learners that were the run's before it.
+    """
+    return not is_earlier(line.epoch, epoch) if line.resumed else line.epoch == epoch
+
+
 def surviving_steps(lines: Iterable[OrdinalsLine]) -> list[OrdinalsLine]:
     """The steps that count: a learner that went back made those after its checkpoint anew."""
     steps: list[OrdinalsLine] = []
+    epoch = ""
     for line in lines:
+        if not counts(line, epoch):
+            continue
         if not line.resumed:
             steps.append(line)
             continue
+        epoch = line.epoch
         while steps and steps[-1].step > line.step:
             steps.pop()
     return steps

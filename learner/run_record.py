@@ -109,8 +109,8 @@ class RunRecord:
         forgets what came after the checkpoint.
         """
         self._metrics = self._open.enter_context(MetricsWriter(self._directory, step))
-        self._ordinals = self._open.enter_context(OrdinalsWriter(self._directory, step))
         epoch = self._queue.fence()
+        self._ordinals = self._open.enter_context(OrdinalsWriter(self._directory, step, epoch))
         self._weights.fence(epoch)
         for version, params in self.policies:
             self._send(version, params)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
-from learner.ordinals import ORDINALS_FILE, OrdinalsLine
+from learner.ordinals import ORDINALS_FILE, OrdinalsLine, counts
 
 Explains = Callable[[int, Sequence[str]], bool]
 """Whether an ordinal that trained nothing, and why, is what an injected fault may cost"""
@@ -33,6 +33,7 @@ class Ledger:
     redone: int = 0
     last_resumed: float = 0.0
     _read: int = 0
+    _epoch: str = ""
 
     def read(self) -> None:
         """Takes over the lines that are complete by now."""
@@ -52,10 +53,13 @@ class Ledger:
             self.add(OrdinalsLine.from_json(values))
 
     def add(self, line: OrdinalsLine) -> None:
-        """Takes over a line."""
+        """Takes over a line, unless it is of a learner whose place has been taken."""
+        if not counts(line, self._epoch):
+            return
         if not line.resumed:
             self.steps.append(line)
             return
+        self._epoch = line.epoch
         self.resumed += 1
         self.last_resumed = line.time
         while self.steps and self.steps[-1].step > line.step:

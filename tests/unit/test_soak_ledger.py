@@ -92,6 +92,48 @@ def test_a_learner_that_went_back_replaces_what_it_had_trained(tmp_path):
     assert judged([line for line in lines if not line.resumed]).twice == tuple(range(4, 12))
 
 
+def both_readers(directory):
+    """What counts, by the soak's ledger and by `surviving_steps`, which must agree."""
+    ledger = Ledger(directory)
+    ledger.read()
+    assert ledger.steps == surviving_steps(read_ordinals(directory))
+    return [(line.step, line.epoch) for line in ledger.steps]
+
+
+def test_what_a_learner_writes_whose_place_was_taken_does_not_count(tmp_path):
+    with OrdinalsWriter(tmp_path, 0, "a.1") as cut_off:
+        cut_off.write(1, [], [])
+        cut_off.write(2, [], [])
+        with OrdinalsWriter(tmp_path, 1, "a.2") as successor:
+            cut_off.write(3, [], [])
+            successor.write(2, [], [])
+            cut_off.write(4, [], [])
+            successor.write(3, [], [])
+    assert both_readers(tmp_path) == [(1, "a.1"), (2, "a.2"), (3, "a.2")]
+
+
+def test_a_learner_that_was_replaced_before_it_said_that_it_begins_takes_nothing_back(tmp_path):
+    with OrdinalsWriter(tmp_path, 0, "a.10") as successor:
+        successor.write(1, [], [])
+        with OrdinalsWriter(tmp_path, 0, "a.9") as replaced:
+            successor.write(2, [], [])
+            replaced.write(1, [], [])
+    assert both_readers(tmp_path) == [(1, "a.10"), (2, "a.10")]
+    with OrdinalsWriter(tmp_path, 1, "b.1") as of_a_new_queue:
+        of_a_new_queue.write(2, [], [])
+    assert both_readers(tmp_path) == [(1, "a.10"), (2, "b.1")]
+
+
+def test_lines_of_a_version_that_told_no_epoch_count_until_a_learner_tells_one(tmp_path):
+    path = tmp_path / ORDINALS_FILE
+    old = [{"resumed": 0, "time": 1.0}, step(1).to_json(), step(2).to_json()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert both_readers(tmp_path) == [(1, ""), (2, "")]
+    with OrdinalsWriter(tmp_path, 1, "a.1") as writer:
+        writer.write(2, [], [])
+    assert both_readers(tmp_path) == [(1, ""), (2, "a.1")]
+
+
 def test_the_time_of_the_next_step_is_that_of_a_learner_that_began_after_the_fault(tmp_path):
     ledger = Ledger(tmp_path)
     for line in (step(1), step(2), step(3)):
@@ -109,13 +151,13 @@ def test_the_file_is_read_as_it_was_written_while_it_grows(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.read()
     quarantined = [TrainingGroup(o, None, ("it broke",)) for o in range(4, 6)]
-    with OrdinalsWriter(tmp_path, 0) as writer:
+    with OrdinalsWriter(tmp_path, 0, "a.1") as writer:
         writer.write(1, [account([TrainingGroup(o, None) for o in range(4)])], [])
         ledger.read()
         assert ledger.step == 1
         writer.write(2, [account(quarantined)], [7])
         ledger.read()
-    with OrdinalsWriter(tmp_path, 1) as writer:
+    with OrdinalsWriter(tmp_path, 1, "a.2") as writer:
         writer.write(2, [account(quarantined)], [])
         ledger.read()
     assert ledger.resumed == 2
@@ -125,12 +167,12 @@ def test_the_file_is_read_as_it_was_written_while_it_grows(tmp_path):
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
-    with OrdinalsWriter(tmp_path, 0) as writer:
+    with OrdinalsWriter(tmp_path, 0, "a.1") as writer:
         writer.write(1, [], [])
     path = tmp_path / ORDINALS_FILE
     path.write_text(path.read_text() + json.dumps(step(2).to_json())[:20])
     assert [line.step for line in surviving_steps(read_ordinals(tmp_path))] == [1]
-    with OrdinalsWriter(tmp_path, 1) as writer:
+    with OrdinalsWriter(tmp_path, 1, "a.2") as writer:
         writer.write(2, [], [])
     assert [line.step for line in surviving_steps(read_ordinals(tmp_path))] == [1, 2]
     ledger = Ledger(tmp_path)
