@@ -20,6 +20,7 @@ from replay.queue import Completion, Frontier, Lease, Stage
 from replay.state import KEPT_QUARANTINED, QueueState
 
 _NEXT = {Stage.TO_SAMPLE: Stage.TO_SCORE, Stage.TO_SCORE: Stage.TO_TRAIN}
+_NONE: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -138,7 +139,7 @@ class Ledger:
         self, stage: Stage, worker: str, leases: Sequence[Lease], now: float, anew: bool
     ) -> None:
         """A worker asked and was handed these; `anew`: what it held of them was given back."""
-        self._newest[worker] = frozenset([lease.id for lease in leases])
+        self._newest[worker] = frozenset([lease.id for lease in leases]) if leases else _NONE
         for lease in leases:
             ordinal = lease.ordinal
             group = self._groups.get(ordinal)
@@ -242,9 +243,10 @@ class Ledger:
         """
         if len(state._items) > len(self._groups):
             self._unpark(state)
-        since = [ready.since for ready in state._ready.values()]
+        to_sample, to_score, to_train = [ready.since for ready in state._ready.values()]
         out, held = len(self._groups), len(self._by_lease)
-        sums = (len(state._items), len(state._leases), sum(map(len, since)))
+        ready = len(to_sample) + len(to_score) + len(to_train)
+        sums = (len(state._items), len(state._leases), ready)
         if sums != (out, held, out - held):
             raise Violation(
                 f"(out, leased, ready) are {sums}; they must be {(out, held, out - held)}"
@@ -252,7 +254,7 @@ class Ledger:
         if out > self._config.window:
             raise Violation(f"{out} groups are out; the window is {self._config.window}")
         if self._touched:
-            self._check_places(state, *since)
+            self._check_places(state, to_sample, to_score, to_train)
             self._touched.clear()
 
     def _unpark(self, state: QueueState) -> None:

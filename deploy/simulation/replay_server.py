@@ -18,6 +18,8 @@ from replay.fence import Fence
 from replay.queue import Completion, Frontier, LearnerFenced, Lease, Stage, Stats
 from replay.state import QueueState
 
+_TO_SAMPLE = Stage.TO_SAMPLE
+
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
@@ -235,7 +237,7 @@ class SimulatedQueue(Server):
         leases = self.state.lease(stage, n, None, worker, self._time(), first)
         now = self.world.now + self.clock_offset
         self.ledger.leased(stage, worker, leases, now, anew=first is not None)
-        if stage is Stage.TO_SAMPLE:
+        if stage is _TO_SAMPLE:
             self._room = bool(leases)
         if leases:
             self.leases += len(leases)
@@ -254,7 +256,7 @@ class SimulatedQueue(Server):
         """Gives those who wait what is ready, first come first served, and sets the alarm."""
         for stage, waiters in self._waiters.items():
             passed = 0  # hosts of a learner, of which each waits for groups of its own
-            while passed < len(waiters) and self._may_have(stage, waiters[passed].n):
+            while passed < len(waiters) and self._may_have(stage, waiters[passed]):
                 waiter = waiters[passed]
                 leases = self._hand_out(stage, waiter.n, waiter.worker, waiter.first)
                 if leases:
@@ -271,12 +273,12 @@ class SimulatedQueue(Server):
         self.ledger.expire(self.world.now + self.clock_offset)
         return self.clock()
 
-    def _may_have(self, stage: Stage, n: int) -> bool:
+    def _may_have(self, stage: Stage, waiter: _Waiter) -> bool:
         """False: asking is in vain, as it mostly is, and not worth the time."""
-        ready = len(self.state._ready[stage].since)
-        if stage is Stage.TO_TRAIN and self.config.mode == "ordered":
-            return ready >= n
-        return ready > 0 or (stage is Stage.TO_SAMPLE and self._room)
+        ready = self.state._ready[stage].since
+        if waiter.first is not None:
+            return len(ready) >= waiter.n
+        return bool(ready) or (stage is _TO_SAMPLE and self._room)
 
     def _set_alarm(self) -> None:
         deadline = self.state.next_deadline()

@@ -90,8 +90,9 @@ class Workers:
 
     def _sample(self, process: Process, keeper: "_Keeper") -> Coroutine:
         yield from self._begin(process)
+        ask = self._lease(Stage.TO_SAMPLE, 1, process.name, WAIT)
         while True:
-            leases = yield self._lease(Stage.TO_SAMPLE, 1, process.name, WAIT)
+            leases = yield ask
             if not leases:
                 continue
             keeper.hold(leases)
@@ -115,8 +116,9 @@ class Workers:
 
     def _score(self, process: Process, keeper: "_Keeper") -> Coroutine:
         yield from self._begin(process)
+        ask = self._lease(Stage.TO_SCORE, self.groups_per_lease, process.name, WAIT)
         while True:
-            leases = yield self._lease(Stage.TO_SCORE, self.groups_per_lease, process.name, WAIT)
+            leases = yield ask
             if not leases:
                 continue
             failed = [lease for lease in leases if lease.delivery > 1]
