@@ -4,8 +4,9 @@ The file only grows. A learner that goes back to a checkpoint says so by a line 
 lines of later steps before it count no more: `surviving_steps` leaves them out. So a reader who
 trusts nobody's counters can tell that nothing was lost and nothing trained twice.
 
-A step is written before it is acknowledged: so a learner that was cut off may still write one behind
-the line of the learner that has taken its place. Each line tells its learner's epoch, see `counts`.
+A step is written before it is acknowledged: so a learner that was cut off may still write one
+behind the line of the learner that has taken its place. Each line tells its learner's epoch, see
+`counts`.
 """
 
 import json
