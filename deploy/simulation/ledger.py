@@ -170,6 +170,10 @@ class Ledger:
             self._by_lease[lease.id] = ordinal
             self._by_worker.setdefault(worker, set()).add(lease.id)
             self._touched.add(ordinal)
+        if len(self._deadlines) > 2 * len(self._by_lease) + 1024:  # mostly of leases that are gone
+            held = self._by_lease.items()
+            self._deadlines = [(self._groups[o].deadline, lease_id) for lease_id, o in held]
+            heapq.heapify(self._deadlines)
 
     def renewed(self, asked: Sequence[str], held: Sequence[str], now: float) -> None:
         """Of these, some are still held."""

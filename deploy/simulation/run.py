@@ -289,16 +289,17 @@ class _Run:
 
     def _replace_silent(self) -> Coroutine:
         """As `deploy.controller`: what lets leases expire, or does not answer, is ended."""
+        inside = [worker for worker in self._workers if not self._is_outside(worker)]
         while True:
             yield 1.0
             try:
                 stats = yield Call(self._queue, "stats", ())
             except QueueUnavailable:
                 continue
-            inside = [worker for worker in self._workers if not self._is_outside(worker)]
             for worker in [self._learner, *inside]:
-                names = self._names(worker)
-                expired = sum(stats.expired_by_worker.get(name, 0) for name in names)
+                expired = 0
+                for name in self._names(worker):
+                    expired += stats.expired_by_worker.get(name, 0)
                 silent = worker.silent_seconds > SILENT_SECONDS
                 if worker is self._learner and worker.cut_until > self.world.now and silent:
                     self._replace_learner()

@@ -322,10 +322,12 @@ class Process:
     @property
     def silent_seconds(self) -> float:
         """How long it has been stopped or cut off."""
-        now = self.world.now
-        since = [self.stopped_since] if self.resumes_at > now else []
-        since += [self.cut_since] if self.cut_until > now else []
-        return now - min(since, default=now) if self.alive else 0.0
+        since = now = self.world.now
+        if self.resumes_at > now:
+            since = self.stopped_since
+        if self.cut_until > now:
+            since = min(since, self.cut_since)
+        return now - since if self.alive else 0.0
 
     def _step(self, task: _Task, value: Any) -> None:
         """Runs a coroutine to its next wait."""
