@@ -203,8 +203,9 @@ class Worker:
             if self.at_work_at is None and self.status.get("groups", 0) > self._groups_before:
                 self.at_work_at = time.time()
         now = time.monotonic()
-        # Of a new process it should show at once that it is at work.
-        pause = 0.0 if now - self.since < NEW_SECONDS else STATUS_SECONDS
+        # Of a successor it should show at once that it is at work.
+        new = self.restarts > 0 and now - self.since < NEW_SECONDS
+        pause = 0.0 if new else STATUS_SECONDS
         if self.status_call is None and now - self.asked >= pause:
             self.status_call, self.asked = self.handle.status.remote(), now
 
