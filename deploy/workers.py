@@ -69,7 +69,7 @@ class Worker:
     ready_at: float | None = None
     at_work_at: float | None = None
     _asked_where_at: float = 0.0
-    _killed: Mapping[str, Any] | None = None  # by `replace`, which has noticed the failure
+    _gone: Mapping[str, Any] | None = None  # the process that failed: it is never run again
     _groups_before: int = 0  # that this process had completed when it failed
 
     @property
@@ -127,16 +127,16 @@ class Worker:
             except RayActorError as error:
                 # An actor whose constructor raised is not started again by Ray.
                 ray.kill(self.handle, no_restart=True)
-                self._killed = None
+                self._gone = None
                 self._failed(f"did not start: {error}", on_death)
                 self.asked_where = []
                 self.begin()
                 return
-            if where == self._killed:  # it answers still: it was not there to be killed
+            if where == self._gone:  # it answers still: not killed yet, or only out of reach
                 kill_process(where)
                 continue
             logger.info("%s runs as process %s", self.name, where["pid"], extra=self._about)
-            self.where, self.asked_where, self._killed = where, [], None
+            self.where, self.asked_where, self._gone = where, [], None
             self._run()
             return
         if not self.asked_where or (
@@ -162,7 +162,9 @@ class Worker:
             self._failed(f"{type(cause).__name__}: {cause}", on_death)
             self._groups_before = groups  # the process lives on
         except RayActorError as error:
-            self._failed(f"process {self.where.get('pid')} died: {_first_line(error)}", on_death)
+            where = self.where
+            self._failed(f"process {where.get('pid')} died: {_first_line(error)}", on_death)
+            self._gone = where  # Ray says the same of one that it could not reach for a moment
         except RayError as error:
             self._failed(f"{type(error).__name__}: {_first_line(error)}", on_death)
 
@@ -181,7 +183,7 @@ class Worker:
     def _start_again(self, reason: str, on_death: Callable[["Worker", str], None]) -> None:
         """Gives its work to others and waits for the process that Ray starts in its place."""
         logger.warning("%s: %s; it is started again", self.name, reason, extra=self._about)
-        if self._killed is None:
+        if self._gone is None:
             self.failed_at = time.time()
         self._groups_before = 0
         self.ready_at = self.at_work_at = None
@@ -218,8 +220,8 @@ class Worker:
         """Ends the process, which may be stopped or stuck; Ray then starts it anew."""
         pid = self.where.get("pid")
         logger.warning("%s: %s; its process %s is ended", self.name, reason, pid, extra=self._about)
-        if self._killed is None:
-            self._killed, self.failed_at = self.where, time.time()
+        if self._gone is None:
+            self._gone, self.failed_at = self.where, time.time()
         if self.where:
             kill_process(self.where)
 

@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from deploy import workers
 from deploy.workers import ASK_SECONDS, MOST_ASKED, Worker
+from replay.queue import MustResume
 
 OLD = {"pid": 1, "begun": 10, "node": "node"}
 NEW = {"pid": 2, "begun": 20, "node": "node"}
@@ -102,3 +103,24 @@ def test_one_that_was_to_be_killed_and_answers_still_is_killed_again_and_not_run
     calls["describe"][1].append(NEW)
     check(worker)
     assert (worker.state, worker.where, worker.failed_at) == ("running", NEW, 100.0)
+
+
+def test_a_process_that_was_out_of_reach_only_is_killed_and_not_run_beside_itself(worker, killed):
+    calls = worker.handle.calls
+    calls["run"][0].append(DEAD)
+    check(worker)
+    calls["describe"][0].append(OLD)
+    check(worker)
+    assert (worker.state, killed, len(calls["run"])) == ("pending", [OLD], 1)
+    calls["describe"][1].append(NEW)
+    check(worker)
+    assert (worker.state, worker.where, len(calls["run"])) == ("running", NEW, 2)
+
+
+def test_a_learner_that_must_resume_does_so_in_its_process(worker, killed):
+    calls = worker.handle.calls
+    calls["run"][0].append(RayTaskError("run", "", MustResume("its place was taken")))
+    check(worker)
+    calls["describe"][0].append(OLD)
+    check(worker)
+    assert (worker.state, worker.where, killed, len(calls["run"])) == ("running", OLD, [], 2)
