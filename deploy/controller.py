@@ -155,7 +155,7 @@ class Controller:
         while learner.finished is None:
             self._check(queue)
             if self._queue is not None and self._stats is not None:
-                self._queue.check_room(self._stats.acked)
+                self._queue.check_room(self._stats, self._config.learner.groups_per_step)
             if stop.requested:
                 give_up = min(give_up, time.monotonic() + self._config.cluster.stop_seconds)
                 learner.ask_to_stop()  # each time: it may have been started anew

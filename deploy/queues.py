@@ -14,7 +14,7 @@ import ray
 from deploy.config import RunConfig
 from deploy.services import QueueProcess, Service
 from replay.pacing import PacingConfig
-from replay.queue import QueueFull, ReplayQueue
+from replay.queue import QueueFull, ReplayQueue, Stage, Stats
 from replay.ray_client import RayReplayQueue
 from replay.tickets import TicketSource
 
@@ -45,21 +45,24 @@ class RunQueue:
         """How often it had to be waited for."""
         return 0 if self.connection is None else self.connection.interruptions
 
-    def check_room(self, acked: int) -> None:
+    def check_room(self, stats: Stats, groups_per_step: int) -> None:
         """Raises `QueueFull` where memory has been full, and nothing trained, for the patience.
 
         Nobody else may notice: while there is no room, no work is begun that would need it. As long
-        as groups are trained, they make room, and it is their pace that the others keep.
+        as groups are trained, they make room, and it is their pace that the others keep. A learner
+        that holds a whole step is training, which may take longer than the patience.
 
         Args:
-          acked: groups, by the last `stats`.
+          stats: the last ones.
+          groups_per_step: of the run.
         """
-        if self.connection is None or not self.connection.full:
+        training = stats.stages[Stage.TO_TRAIN].leased >= groups_per_step
+        if self.connection is None or not self.connection.full or training:
             self._full_since = None
             return
         now, patience = time.monotonic(), self.connection.settings.patience
-        if self._full_since is None or acked != self._acked_then:
-            self._full_since, self._acked_then = now, acked
+        if self._full_since is None or stats.acked != self._acked_then:
+            self._full_since, self._acked_then = now, stats.acked
         elif now - self._full_since > patience:
             raise QueueFull(
                 f"Redis at {self.connection.name} has had no room for {patience:g} s, in which "

@@ -14,7 +14,7 @@ from replay.queue import Completion, QueueFull, Stage
 from replay.redis_queue import RedisReplayQueue
 from replay.tickets import TicketSource
 from tests.redis_server import MISSING, redis_server
-from tests.unit.test_redis_queue import CONFIG, open_run
+from tests.unit.test_redis_queue import CONFIG, open_run, pass_stage
 from tests.unit.test_sampler import ImageTask, ToyEngine
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -51,27 +51,38 @@ def test_a_replica_is_waited_for_until_it_is_promoted(server, stale, said):
         client.replicaof("NO", "ONE")
 
 
-def test_the_owner_is_told_that_memory_is_full_and_gives_up_after_the_patience(server):
+def test_the_owner_is_told_that_memory_is_full_and_gives_up_when_nothing_is_trained(server):
     queue = open_run(server, "full", patience=0.2)
+    step = CONFIG.groups_per_step
     run_queue = RunQueue(queue, queue.connection)
     status = run_queue.status
     client = server.client()
+
+    def check_after_the_patience():
+        run_queue.check_room(queue.stats(), step)
+        time.sleep(0.3)
+        run_queue.check_room(queue.stats(), step)
+
+    for stage in ("to_sample", "to_score"):
+        pass_stage(queue, stage)
+    held = queue.lease("to_train", step - 1, None, "learner")
     client.config_set("maxmemory", 1)
     try:
-        queue.stats()
+        with pytest.raises(QueueFull, match=r"no room for 0.2 s, in which no group was trained"):
+            check_after_the_patience()
         assert status()["waiting"] == (
             f"waiting for Redis at {server.url}: its memory is full: raise maxmemory"
         )
-        run_queue.check_room(acked=0)
+        held += queue.lease("to_train", 1, None, "learner")
+        check_after_the_patience()  # a step is at work, however long it takes
+        queue.ack([lease.ordinal for lease in held[1:]])
+        run_queue.check_room(queue.stats(), step)
         time.sleep(0.3)
-        run_queue.check_room(acked=1)  # training makes room
-        time.sleep(0.3)
-        with pytest.raises(QueueFull, match=r"no room for 0.2 s, in which no group was trained"):
-            run_queue.check_room(acked=1)
+        queue.ack([held[0].ordinal])  # training makes room
+        run_queue.check_room(queue.stats(), step)
     finally:
         client.config_set("maxmemory", 0)
-    queue.stats()
-    run_queue.check_room(acked=1)
+    check_after_the_patience()
     assert (status()["waiting"], queue.connection.interruptions) == (None, 0)
 
 
