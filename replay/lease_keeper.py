@@ -16,7 +16,7 @@ from replay.queue import Lease, QueueClosed, QueueUnavailable, ReplayQueue
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS = 5.0
-"""The longest that a queue may take to hear why a worker ends; else its leases run out."""
+"""The longest that a queue may take to hear what a worker gives up; else its leases run out."""
 
 
 class LeaseKeeper:
@@ -157,8 +157,8 @@ class LeaseKeeper:
         def try_to_tell() -> None:
             try:
                 tell()
-            except Exception:  # whatever it is, the process must end, and the leases run out
-                logger.exception("the queue did not hear why this worker ends")
+            except Exception:  # whatever it is, the worker goes its way, and the leases run out
+                logger.exception("the queue did not hear what this worker gives up: it runs out")
 
         telling = threading.Thread(target=try_to_tell, name="last-words", daemon=True)
         telling.start()

@@ -227,7 +227,7 @@ class Injector:
 
 
 def _stop_seconds(fault: Fault) -> float:
-    """Every other stop is so long that calls time out, and are repeated beside their first try."""
+    """Where the index is odd so long that calls time out, and are repeated beside their first."""
     from replay.redis_connection import SOCKET_SECONDS
 
     return REDIS_AWAY_SECONDS + (SOCKET_SECONDS if fault.index % 2 else 0.0)
