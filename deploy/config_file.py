@@ -25,7 +25,8 @@ class ConfigError(ValueError):
 
 
 _KEY = re.compile(r"[^:@]+")  # else it is rather a URL, or half of one
-_QUOTED = re.compile(r"'(?!<)[^']{2,}'")  # of the text, not the name of a token as '<scalar>'
+_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
+_HARMLESS = re.compile(r".(<[a-z ]+>|\\?.).")  # the name of a token, or one character
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:
@@ -33,7 +34,7 @@ def yaml_fault(error: yaml.YAMLError) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem is None or mark is None:
         return "not valid YAML: it holds characters that no YAML may"
-    said = _QUOTED.sub("...", problem)
+    said = _QUOTED.sub(lambda q: q[0] if _HARMLESS.fullmatch(q[0]) else "...", problem)
     return f"not valid YAML: {said} (line {mark.line + 1}, column {mark.column + 1})"
 
 

@@ -24,6 +24,8 @@ OVERRIDES = [
     "replay.url=[redis://user:s3cret@h",
     "replay.url=*s3cret",
     "replay.url=!s3cret h",
+    "replay.url=!'s3cret h",
+    "replay.url=!%27%22s3cret h",
     "replay.url=redis://user:s3cret@h: 6379",
     "replay.url=a\\b\x00s3cret",
     "replay.url.password=s3cret",
@@ -103,3 +105,16 @@ def test_what_is_not_yaml_is_told_by_its_line_and_column(tmp_path):
     (tmp_path / "run.yaml").write_text(BEGINNING + "replay:\n  url: redis://user: s3cret@h\n")
     said = told("config", str(tmp_path / "run.yaml"))
     assert "not valid YAML: mapping values are not allowed here (line 5, column 20)" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{url: a", "expected ',' or '}', but got '<stream end>' (line 1, column 8)"),
+        ("%a", "expected '<document start>', but found '<stream end>' (line 1, column 3)"),
+        ("\ta", r"found character '\t' that cannot start any token (line 1, column 1)"),
+        ("*alias", "found undefined alias ... (line 1, column 1)"),
+    ],
+)
+def test_what_yaml_expected_is_told_and_of_what_was_given_no_more_than_a_character(given, said):
+    assert f"not valid YAML: {said}" in told("config", PRESET, f"replay={given}")
