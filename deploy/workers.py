@@ -118,8 +118,9 @@ class Worker:
         It is asked again and again: Ray lets a call to a process that has just died wait for one or
         two seconds before it fails, and its successor may be there by then.
         """
-        for call in [call for call in self.asked_where if _ready(call)]:
-            self.asked_where.remove(call)
+        asked = self.asked_where
+        answered, self.asked_where = ray.wait(asked, num_returns=len(asked), timeout=0)
+        for call in answered:
             try:
                 where = ray.get(call, timeout=0)
             except ActorUnavailableError:

@@ -28,6 +28,10 @@ class Actor:
         return SimpleNamespace(remote=remote)
 
 
+def wait(calls, num_returns=1, timeout=None):
+    return [call for call in calls if call][:num_returns], [call for call in calls if not call]
+
+
 def get(call, timeout):
     if isinstance(call[0], Exception):
         raise call[0]
@@ -52,8 +56,7 @@ def killed(monkeypatch):
 @pytest.fixture
 def worker(monkeypatch, clock, killed):
     """One that runs, as OLD."""
-    monkeypatch.setattr(workers, "_ready", bool)
-    monkeypatch.setattr(workers, "ray", SimpleNamespace(get=get))
+    monkeypatch.setattr(workers, "ray", SimpleNamespace(get=get, wait=wait))
     actor = Actor()
     worker = Worker("sampler-0", "sampler", lambda name: actor)
     worker.begin()
