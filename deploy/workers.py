@@ -214,8 +214,13 @@ class Worker:
 
     @property
     def silent_seconds(self) -> float:
-        """How long it has not answered a question; 0 when none is open."""
-        return 0.0 if self.status_call is None else time.monotonic() - self.asked
+        """How long it has not answered a question; 0 when none is open.
+
+        An answer may have come that nobody has looked at: who looks may have waited for the queue.
+        """
+        if self.status_call is None or _ready(self.status_call):
+            return 0.0
+        return time.monotonic() - self.asked
 
     def replace(self, reason: str) -> None:
         """Ends the process, which may be stopped or stuck; Ray then starts it anew."""

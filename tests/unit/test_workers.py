@@ -127,3 +127,11 @@ def test_a_learner_that_must_resume_does_so_in_its_process(worker, killed):
     calls["describe"][0].append(OLD)
     check(worker)
     assert (worker.state, worker.where, killed, len(calls["run"])) == ("running", OLD, [], 2)
+
+
+def test_one_that_has_answered_is_not_silent_however_late_that_is_looked_at(worker, clock):
+    (asked,) = worker.handle.calls["status"]
+    clock.seconds += 60.0
+    assert worker.silent_seconds == 60.0
+    asked.append({"groups": 1})
+    assert worker.silent_seconds == 0.0
