@@ -35,7 +35,15 @@ _PASSING_TYPES = (
     exceptions.ClusterDownError,  # MASTERDOWN, too
     exceptions.TryAgainError,
 )
-_PASSING_WORDS = ("MISCONF", "NOREPLICAS", "BUSY ", "READONLY")
+_PASSING_WORDS = (
+    "MISCONF",
+    "READONLY",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY ",
+)
 _REFUSALS = (
     exceptions.AuthenticationError,
     exceptions.AuthorizationError,
