@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -20,6 +20,7 @@ from deploy.run_directory import RunDirectoryError, read_status
 from deploy.run_watch import RunWatch, reach
 from deploy.runs import prepare_data
 from deploy.same_run import check_same_run
+from deploy.serve import leave
 from learner.packed_weights import VersionNotHeld
 from learner.weight_store import RayWeights
 from learner.weights_service import WeightsService
@@ -35,16 +36,24 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 
 
-class _Service(Protocol):
-    def services(self) -> Services: ...
+class EdgeService(Protocol):
+    """What an edge serves: `ReplayService` or `WeightsService`."""
 
-    def stop(self) -> None: ...
+    def services(self) -> Services:
+        """The methods, from bytes to bytes."""
+        ...
 
-    def close(self) -> None: ...
+    def stop(self) -> None:
+        """Ends waits; called before the server stops."""
+        ...
+
+    def close(self) -> None:
+        """Ends the threads; called when the server has stopped."""
+        ...
 
 
-def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> int:
-    """Serves the queue of a run that is at work; returns the exit code.
+def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> NoReturn:
+    """Serves the queue of a run that is at work, and ends the process.
 
     Args:
       config: of the run.
@@ -71,11 +80,11 @@ def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> 
         task_facts(task),
     )
     watch = _watch(config) if in_ray else None
-    return asyncio.run(_serve(service, options, f"the queue of {config.name}", watch))
+    serve_and_leave(service, options, f"the queue of {config.name}", watch)
 
 
-def serve_weights(config: RunConfig, options: EdgeOptions) -> int:
-    """Serves the weight store of a run that is at work; returns the exit code.
+def serve_weights(config: RunConfig, options: EdgeOptions) -> NoReturn:
+    """Serves the weight store of a run that is at work, and ends the process.
 
     Raises:
       ConfigError: no such run is at work, or it has another config.
@@ -85,7 +94,7 @@ def serve_weights(config: RunConfig, options: EdgeOptions) -> int:
     store = _join_ray(config)
     _check_run(config, store.run_config())
     service = WeightsService(store, _shapes(config, store))
-    return asyncio.run(_serve(service, options, f"the weights of {config.name}", _watch(config)))
+    serve_and_leave(service, options, f"the weights of {config.name}", _watch(config))
 
 
 def queue_run_config(queue: ReplayQueue, wait: float) -> str:
@@ -137,8 +146,31 @@ def _shapes(config: RunConfig, store: RayWeights) -> Mapping[str, Sequence[int]]
         return {name: array.shape for name, array in flatten(abstract_params(model)).items()}
 
 
-async def _serve(service: _Service, options: EdgeOptions, what: str, watch: RunWatch | None) -> int:
-    """Serves until a signal, or until the run has ended, where something tells that."""
+def serve_and_leave(
+    service: EdgeService, options: EdgeOptions, what: str, watch: RunWatch | None
+) -> NoReturn:
+    """Serves until a signal, or until the run has ended; then ends the process, with code 0.
+
+    The service is not freed before: it holds arrays in the memory of the run's Ray, and where that
+    has gone, Ray ends the process that frees one, with code 1.
+
+    Args:
+      service: what is served.
+      options: where, and for whom.
+      what: it is, for the log.
+      watch: of the run; None where nothing tells its end.
+
+    Raises:
+      EdgeError: it cannot listen.
+      RunLost: the run's Ray was out of reach for too long.
+    """
+    asyncio.run(_serve(service, options, what, watch))
+    leave(0)
+
+
+async def _serve(
+    service: EdgeService, options: EdgeOptions, what: str, watch: RunWatch | None
+) -> None:
     stop = stop_on_signals()
     server = EdgeServer(service.services(), options)
     address = await server.start()
@@ -153,7 +185,6 @@ async def _serve(service: _Service, options: EdgeOptions, what: str, watch: RunW
     service.stop()
     await server.stop()
     service.close()
-    return 0
 
 
 def _join_ray(config: RunConfig) -> RayWeights:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from deploy.checks import check_rewards
 from deploy.config import RunConfig
@@ -93,7 +93,7 @@ def log_to_stderr() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """Ends the process at once: Python would wait for a thread that still computes, or hangs."""
     logging.shutdown()
     sys.stdout.flush()

@@ -74,11 +74,11 @@ def replay(
 ) -> None:
     """Serve the queue of a run at work to samplers, reward workers and learners outside of Ray."""
     from deploy.edges import serve_replay
-    from deploy.serve import leave, log_to_stderr
+    from deploy.serve import log_to_stderr
 
     changes = [*(overrides or []), *([f"replay.url={redis}"] if redis else [])]
     log_to_stderr()
-    leave(serve_replay(read_config(config, changes), server.at(port), wait))
+    serve_replay(read_config(config, changes), server.at(port), wait)
 
 
 @serve_app.command()
@@ -89,7 +89,7 @@ def weights(
 ) -> None:
     """Serve the policies of a run at work, and take over those of a learner outside of Ray."""
     from deploy.edges import serve_weights
-    from deploy.serve import leave, log_to_stderr
+    from deploy.serve import log_to_stderr
 
     log_to_stderr()
-    leave(serve_weights(read_config(config, overrides), server.at(port)))
+    serve_weights(read_config(config, overrides), server.at(port))

@@ -1,6 +1,8 @@
 """An edge that is told to end says so, lets those at work finish, and ends within its grace."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -82,3 +84,26 @@ def test_a_call_that_does_not_end_is_cut_off_when_the_grace_is_over():
         with grpc.insecure_channel(server.address) as another:
             refused = another.unary_unary(SCORE).future(b"new", timeout=WAIT)
             assert refused.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_service_is_not_freed_before_its_process_has_left():
+    # Where the run's Ray has gone, to free an array of its memory ends the process with code 1.
+    program = """if True:
+        import sys
+        from deploy.edges import serve_and_leave
+        from protos.edge import EdgeOptions
+
+        class Service:
+            def services(self): return {}
+            def stop(self): print("stops", flush=True)
+            def close(self): print("closes", flush=True)
+            def __del__(self): print("is freed", flush=True)
+
+        serve_and_leave(Service(), EdgeOptions(port=0), "a service", None)
+    """
+    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert "serving a service at" in server.stdout.readline()
+    server.terminate()
+    assert server.communicate(timeout=60)[0].split("\n") == ["stops", "closes", ""]
+    assert server.returncode == 0
