@@ -167,7 +167,7 @@ def read_status(directory: Path) -> dict[str, Any]:
     """The last status that a run wrote.
 
     Raises:
-      RunDirectoryError: there is none.
+      RunDirectoryError: there is none, or the file is another program's.
     """
     try:
         status: dict[str, Any] = json.loads((directory / STATUS_FILE).read_text())
@@ -175,6 +175,8 @@ def read_status(directory: Path) -> dict[str, Any]:
         raise RunDirectoryError(
             f"{directory}: no status here; did a `rewardtune tune` run in it?"
         ) from error
+    if not isinstance(status, dict) or "run" not in status:
+        raise RunDirectoryError(f"{directory / STATUS_FILE} is not the status of a run")
     return status
 
 

@@ -64,6 +64,10 @@ def _parts(status: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"outside of Ray: {held}")
     if hidden := len(status["workers"]) - len(workers):
         yield Text(f"{hidden} more workers run; --json has them all")
+    for worker in workers:
+        if parts := told_apart(worker):
+            told = ", ".join(f"{part} {_seconds(spent)}" for part, spent in parts.items())
+            yield Text(f"work of {worker['name']}: {told}")
     # What users' code raised is text, also where it looks like markup.
     for worker in status["workers"]:
         if worker.get("last_failure"):
@@ -137,9 +141,9 @@ def _roles(status: Mapping[str, Any]) -> Table:
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
     table = plain_table(
-        "worker", "state", "process", "node", "starts", "groups", "busy", "waiting", "work", "of it"
+        "worker", "state", "pid", "node", "starts", "groups", "busy", "waiting", "work"
     )
-    table.columns[-1].no_wrap = True  # whose words were broken in a terminal of 80 columns
+    table.collapse_padding = True  # for a terminal of 80 columns
     for worker in workers:
         table.add_row(
             worker["name"],
@@ -151,7 +155,6 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
             _share(worker.get("recent", {}).get("busy")),
             _seconds(worker.get("waiting")),
             _seconds(worker.get("working")),
-            "\n".join(f"{part} {_seconds(spent)}" for part, spent in told_apart(worker).items()),
         )
     return table
 
@@ -203,7 +206,10 @@ def plain_table(first: str, *columns: str) -> Table:
 
 
 def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} s" if value >= 1 else f"{value:.3g} s"
+    if value is None:
+        return ""
+    digits = ".0f" if value >= 1000 else ".1f" if value >= 1 else ".3g"
+    return f"{value:{digits}} s"
 
 
 def _share(value: float | None) -> str:

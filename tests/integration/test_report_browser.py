@@ -84,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             line = {"step": step, "split": "validation", "seconds": 1.5, "mAP": value}
             file.write(json.dumps(line) + "\n")
     workers = [{"name": "sampler", "restarts": 0, "working": 4.0, "waiting": 8.0}]
-    (directory / "status.json").write_text(json.dumps({"workers": workers}))
+    (directory / "status.json").write_text(json.dumps({"run": "a run", "workers": workers}))
     return directory
 
 

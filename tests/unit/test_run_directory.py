@@ -185,8 +185,8 @@ def test_a_full_disk_is_a_clear_error_and_frees_the_lock(tmp_path, monkeypatch):
 
 
 def test_a_status_is_replaced_whole(tmp_path, monkeypatch):
-    write_status(tmp_path, {"step": 1})
-    assert read_status(tmp_path) == {"step": 1}
+    write_status(tmp_path, {"run": "a", "step": 1})
+    assert read_status(tmp_path) == {"run": "a", "step": 1}
     replaced = []
     replace = Path.replace
 
@@ -196,9 +196,9 @@ def test_a_status_is_replaced_whole(tmp_path, monkeypatch):
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", look_then_replace)
-    write_status(tmp_path, {"step": 2})
-    assert replaced == [({"step": 1}, {"step": 2})]
-    assert read_status(tmp_path) == {"step": 2}
+    write_status(tmp_path, {"run": "a", "step": 2})
+    assert replaced == [({"run": "a", "step": 1}, {"run": "a", "step": 2})]
+    assert read_status(tmp_path) == {"run": "a", "step": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
@@ -220,4 +220,7 @@ def test_a_directory_without_a_run_says_so(tmp_path):
     with pytest.raises(RunDirectoryError, match="no run here"):
         read_run(tmp_path)
     with pytest.raises(RunDirectoryError, match="no status here"):
+        read_status(tmp_path)
+    (tmp_path / "status.json").write_text('{"of": "another program"}')
+    with pytest.raises(RunDirectoryError, match="is not the status of a run"):
         read_status(tmp_path)

@@ -39,8 +39,8 @@ def workers():
     return made
 
 
-def shown(status):
-    console = Console(file=io.StringIO(), width=300)
+def shown(status, width=300):
+    console = Console(file=io.StringIO(), width=width)
     show_status(console, status)
     return console.file.getvalue()
 
@@ -63,10 +63,21 @@ def test_what_working_went_into_is_shown():
     ours[1].status = {"working": 5.0, "loading_weights": 2.0, "waiting": 0.0}
     ours[2].status = {"working": 4.0, "parts": {"decoding": 3.25, "scoring": 0.5}, "waiting": 1.0}
     text = shown(run_status(CONFIG, ours, stats(), None))
-    assert "loading weights 2.0 s" in text
-    lines = [line.rstrip() for line in text.splitlines()]
-    (of_reward,) = [number for number, line in enumerate(lines) if line.endswith("decoding 3.2 s")]
-    assert lines[of_reward + 1].strip() == "scoring 0.5 s"
+    assert f"work of {ours[1].name}: loading weights 2.0 s\n" in text
+    assert f"work of {ours[2].name}: decoding 3.2 s, scoring 0.5 s\n" in text
+
+
+def test_every_worker_has_one_line_in_a_terminal_of_80_columns():
+    ours = workers()
+    for worker in ours[:3]:
+        worker.status = {"working": 12345.0, "waiting": 12345.0, "groups": 123456}
+    status = run_status(CONFIG, ours, stats(), None)
+    for worker in status["workers"]:
+        worker |= {"pid": 1234567, "address": "192.168.100.100", "recent": {"busy": 1.0}}
+    lines = shown(status, width=80).splitlines()
+    (header,) = [number for number, line in enumerate(lines) if line.startswith("worker ")]
+    names = [worker.name for worker in ours]
+    assert [line.split()[0] for line in lines[header + 1 :][: len(names)]] == names
 
 
 def test_reward_hacking_is_shown():

@@ -49,7 +49,7 @@ def test_workers_and_the_evaluator_have_their_times(tmp_path: Path) -> None:
         },
         {"name": "evaluator", "restarts": 3, "seconds": 1},
     ]
-    (tmp_path / "status.json").write_text(json.dumps({"workers": workers}))
+    (tmp_path / "status.json").write_text(json.dumps({"run": "a run", "workers": workers}))
     assert process_times(read_records(tmp_path)) == [
         ProcessTime("learner", {"training": 3.0}),
         ProcessTime("sampler", {"working": 3.0, "loading weights": 2.0}, restarts=1),
