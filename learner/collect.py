@@ -9,8 +9,13 @@ was asked to stop. So all leave the wait together, with the step or without.
 
 Invariant: a step trains a group once. In async mode a group whose lease one host has lost may be
 handed to another, while the first still holds it: the first of them keeps it.
+
+Invariant: no group is trained twice, and none is waited for that cannot come, where the queue
+forgets what it has acknowledged, as a Redis may that lost its last writes. Host 0 knows what it has
+trained, and says `QueueWentBack`; the learner then sets the queue right by its `restart`.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,10 +24,13 @@ from learner.hosts import Hosts
 from learner.ordinals import Account, account
 from learner.stop import StopRequest
 from protos.trajectory import ScoredGroup
-from replay.queue import Lease, ReplayQueue, Stage
+from replay.queue import Frontier, Lease, QueueWentBack, ReplayQueue, Stage
 
 ROUND_SECONDS = 0.5
+LOOK_SECONDS = 5.0
+"""While a host waits, it looks so often whether the queue still knows what it was told."""
 REASONS_TOLD = 3
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,33 @@ class Collector:
         self._epoch: str | None = None
         # Of all hosts: another one may not have acked them yet.
         self._step_before: frozenset[int] = frozenset()
+        self._acked: Frontier | None = None
+        self._looked = 0.0
 
-    def begin(self, epoch: str) -> None:
-        """From now on it asks as the learner of this epoch; see `ReplayQueue.fence`."""
-        self._epoch = epoch
+    def begin(self, epoch: str, frontier: Frontier | None = None) -> None:
+        """From now on it asks as the learner of this epoch; see `ReplayQueue.fence`.
+
+        Args:
+          epoch: as it says.
+          frontier: that the queue was restarted from; None on hosts that do not speak for it.
+        """
+        self._epoch, self._acked = epoch, frontier
+        self._looked = time.monotonic()
+
+    def ack(self, ordinals: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        """Tells the queue what was trained, and what was too old.
+
+        Raises:
+          QueueWentBack: the queue does not know that they were there to be trained.
+          LearnerFenced: another learner has taken over.
+        """
+        try:
+            self._queue.ack(ordinals, dropped, epoch=self._epoch)
+        except ValueError as error:  # it has handed out each of them
+            raise QueueWentBack(
+                f"the queue has gone back behind what it had handed out for training: {error}"
+            ) from error
+        self._note(ordinals)
 
     def collect(self, step: int, stop: StopRequest) -> StepGroups | None:
         """The groups of a step; None when a host was asked to stop.
@@ -109,7 +140,12 @@ class Collector:
             if not shared and not any(host["missing"] for host in told):
                 break
             self._queue.renew(list(held))
+            if time.monotonic() - self._looked >= LOOK_SECONDS:
+                self._check_queue()
         rows = [row for host in told for row in host["rows"]]
+        all_dropped = sorted({ordinal for host in told for ordinal in host["dropped"]})
+        self._check_new([*(ordinal for ordinal, _ in rows), *all_dropped])
+        self._note(dropped=all_dropped)
         self._step_before = frozenset(ordinal for ordinal, _ in rows)
         return StepGroups(
             groups=groups,
@@ -118,7 +154,7 @@ class Collector:
             accounts=[host["account"] for host in told],
             reasons=[reason for host in told for reason in host["reasons"]][-REASONS_TOLD:],
             reward_parts=_means([host["parts"] for host in told]),
-            dropped=sorted({ordinal for host in told for ordinal in host["dropped"]}),
+            dropped=all_dropped,
         )
 
     def _lease_more(self, step: int, wanted: int, held: dict[str, TrainingGroup]) -> list[int]:
@@ -147,7 +183,7 @@ class Collector:
             else:
                 held[lease.id] = group
         if stale:
-            self._queue.ack([], dropped=stale, epoch=self._epoch)
+            self.ack([], dropped=stale)
         return stale
 
     def _give_up_shared(
@@ -159,6 +195,38 @@ class Collector:
         for lease_id in [each for each, group in held.items() if group.ordinal in before]:
             del held[lease_id]
         return len(set().union(*ordinals)) < sum(map(len, ordinals))
+
+    def _note(self, ordinals: Sequence[int] = (), dropped: Sequence[int] = ()) -> None:
+        """These are acknowledged."""
+        if self._acked is not None:
+            self._acked = self._acked.with_acked(ordinals, dropped)
+
+    def _check_new(self, ordinals: Sequence[int]) -> None:
+        """Raises `QueueWentBack` where one of these was acknowledged before."""
+        again = [o for o in ordinals if self._acked is not None and o in self._acked]
+        if again:
+            raise QueueWentBack(
+                f"the queue has gone back: it hands out {again[:SHOWN]} again, which it was told "
+                "are trained"
+            )
+
+    def _check_queue(self) -> None:
+        """Raises `QueueWentBack` where the queue knows other groups as trained than this learner.
+
+        What it has forgotten would never come: in its window there is no room for what follows.
+        """
+        self._looked = time.monotonic()
+        if self._acked is None:
+            return
+        theirs, ours = self._queue.frontier(), self._acked
+        known, trained = theirs.acked - theirs.dropped, ours.acked - ours.dropped
+        if known == trained:
+            return
+        self._queue.ack([], epoch=self._epoch)  # else it may be another learner's by now
+        raise QueueWentBack(
+            f"the queue has gone back: it knows {known} groups as trained, this learner has "
+            f"trained {trained}"
+        )
 
     def _is_stale(self, step: int, group: TrainingGroup) -> bool:
         if self._max_staleness is None or group.version is None:

@@ -69,6 +69,11 @@ class RunRecord:
             )
         )
 
+    @property
+    def frontier(self) -> Frontier:
+        """What this learner has trained and dropped, and those before it that it goes on from."""
+        return self._frontier
+
     def resume(self, state: TrainState) -> TrainState:
         """The state to go on from: of the last checkpoint, or the one that is given.
 

@@ -34,7 +34,7 @@ from learner.train_state import (
     create_train_state,
     make_train_step,
 )
-from replay.queue import QueueClosed, QueueUnavailable, ReplayQueue
+from replay.queue import QueueClosed, QueueUnavailable, QueueWentBack, ReplayQueue
 from vision.models.config import ModelConfig
 from vision.tasks.task import Task, token_names
 
@@ -123,6 +123,7 @@ class Learner:
           NonFiniteError: NaN or inf in loss or gradients, with the batch's ordinals.
           CheckpointError: the run directory cannot be written, or holds another run.
           LearnerFenced: another learner has taken over.
+          QueueWentBack: the queue has forgotten what was trained; `run` anew sets it right.
           HostLost: another host is gone.
         """
         with ExitStack() as stack:
@@ -133,12 +134,12 @@ class Learner:
             state = put_state(self._mesh, self._hosts.from_first(state))
             epoch = "" if record is None else record.take_over(int(state.step))
             self._epoch = str(self._hosts.gather(epoch)[0])
-            self._collector.begin(self._epoch)
+            self._collector.begin(self._epoch, None if record is None else record.frontier)
             self._trained = state
             try:
                 self._loop(state, record, stop)
-            except (QueueClosed, QueueUnavailable, WeightsUnavailable):
-                # A run that ends, or is out of reach, costs no step that has been trained.
+            except (QueueClosed, QueueUnavailable, QueueWentBack, WeightsUnavailable):
+                # A run that ends, is out of reach or forgets costs no step that has been trained.
                 self._save_trained(record)
                 raise
         return self.status
@@ -215,7 +216,7 @@ class Learner:
                     self._lagged_mismatch.keep(done, params)
             if record is not None:
                 # Every host has trained it: they computed the step together.
-                self._queue.ack(step.ordinals, epoch=self._epoch)
+                self._collector.ack(step.ordinals)
             rate = config.optimizer.learning_rate * float(self._schedule(done - 1))
             # A part must not take the place of a metric of ours.
             fetched = step.reward_parts | fetched | _staleness(done - 1, step.versions)

@@ -49,6 +49,10 @@ class LearnerFenced(MustResume):
     """Another learner has taken the queue over: what this one asks has no effect; it must end."""
 
 
+class QueueWentBack(MustResume):
+    """The queue has forgotten what it was told, as a Redis does that has lost its last writes."""
+
+
 class QueueUnavailable(RuntimeError):
     """The queue did not answer; the message says what was asked and what is known."""
 
@@ -155,6 +159,9 @@ class Frontier:
             above.remove(next_unacked)
             next_unacked += 1
         return Frontier(next_unacked, tuple(sorted(above)), self.dropped + len(dropped))
+
+    def __contains__(self, ordinal: int) -> bool:
+        return ordinal < self.next_unacked or ordinal in self.acked_above
 
     @property
     def acked(self) -> int:

@@ -60,7 +60,8 @@ def look_at(connection: RedisConnection) -> list[str]:
     if sync not in (None, "always"):
         doubts.append(
             f"{where} has appendfsync {sync}: a crash of its machine can lose the last second, and "
-            "groups of it are trained twice. Set `appendfsync always` in redis.conf to lose nothing"
+            "what was sampled and scored in it is made again. Set `appendfsync always` in "
+            "redis.conf to lose nothing"
         )
     return doubts
 
