@@ -37,11 +37,11 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Watch(self, request: Any, context: Any) -> None:
         """The status of a service, and what it changes to."""
         known = request.service in self._services
-        await context.write(self._answer() if known else _Answer(status=_Answer.SERVICE_UNKNOWN))
-        if not self._ending.is_set():
-            await self._ending.wait()
-            if known:
-                await context.write(self._answer())
+        answer = self._answer() if known else _Answer(status=_Answer.SERVICE_UNKNOWN)
+        await context.write(answer)
+        await self._ending.wait()
+        if answer.status == _Answer.SERVING:  # also where the end came during that write
+            await context.write(self._answer())
 
     def _answer(self) -> Any:
         ends = self._ending.is_set()

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from protos.edge_health import Health
 from protos.reward import SCORE, SERVICE
 from tests.remote_rewards import WAIT, Server
 
@@ -63,6 +64,18 @@ def test_who_asks_while_it_ends_is_told_so_and_those_who_watch_are_let_go():
         assert left == {"": [NOT_SERVING], SERVICE: [NOT_SERVING], "another": []}
         assert check(channel, "") == check(channel, SERVICE) == NOT_SERVING
         assert [told.status for told in watch(channel, SERVICE)] == [NOT_SERVING]
+
+
+def test_who_watches_is_told_the_end_that_comes_while_the_first_answer_is_written():
+    health, told = Health([SERVICE]), []
+
+    class Context:
+        async def write(self, answer):
+            told.append(answer.status)
+            health.end()
+
+    asyncio.run(health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), Context()))
+    assert told == [SERVING, NOT_SERVING]
 
 
 @pytest.mark.parametrize(("service", "served"), [("", True), (SERVICE, True), ("another", False)])
