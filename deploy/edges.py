@@ -71,7 +71,8 @@ def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> 
     in_ray = config.replay.url is None
     store = _join_ray(config) if in_ray else None
     queue = join_queue(config, lambda: tickets, processes.actor_name(config, processes.QUEUE))
-    run = _check_run(config, store.run_config() if store else queue_run_config(queue, wait))
+    told = store.run_config() if store else join_run(queue, wait)
+    run = _check_run(config, told)
     service = ReplayService(
         queue,
         config.name,
@@ -79,7 +80,7 @@ def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> 
         PayloadCheck(run, task, tickets, lambda: _trained(queue)),
         task_facts(task),
     )
-    watch = _watch(config) if in_ray else None
+    watch = _watch(config) if in_ray else _config_watch(queue, told)
     serve_and_leave(service, options, f"the queue of {config.name}", watch)
 
 
@@ -97,8 +98,8 @@ def serve_weights(config: RunConfig, options: EdgeOptions) -> NoReturn:
     serve_and_leave(service, options, f"the weights of {config.name}", _watch(config))
 
 
-def queue_run_config(queue: ReplayQueue, wait: float) -> str:
-    """The config that a queue on Redis was made with, as JSON; waits for the run to make it.
+def join_run(queue: ReplayQueue, wait: float) -> str:
+    """`RedisReplayQueue.join`; waits for the run to make its queue.
 
     Raises:
       QueueUnavailable: it was not made within `wait` seconds.
@@ -109,7 +110,7 @@ def queue_run_config(queue: ReplayQueue, wait: float) -> str:
     give_up = time.monotonic() + wait
     while True:
         try:
-            return queue.run_config()
+            return queue.join()
         except QueueUnavailable:
             if time.monotonic() > give_up:
                 raise
@@ -132,6 +133,18 @@ def _watch(config: RunConfig) -> RunWatch:
     actor = processes.actor_name(config, processes.WEIGHTS)
     address = ray.get_runtime_context().gcs_address
     return RunWatch(lambda: _at_work(actor), lambda: reach(address))
+
+
+def _config_watch(queue: ReplayQueue, told: str) -> RunWatch:
+    """Until the run, or the next one of its name, has another config than was told to workers.
+
+    While Redis is away, or the run is removed, nothing says so.
+    """
+    from replay.redis_queue import RedisReplayQueue
+
+    assert isinstance(queue, RedisReplayQueue)
+    same = lambda: queue.run_config() == told  # noqa: E731
+    return RunWatch(same, lambda: None, LOOK_SECONDS, "the run has another config now")
 
 
 def _shapes(config: RunConfig, store: RayWeights) -> Mapping[str, Sequence[int]]:
@@ -181,7 +194,8 @@ async def _serve(
             await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
         except TimeoutError:
             continue
-    logger.info("%s at %s stops%s", what, address, "" if stop.is_set() else ": the run has ended")
+    why = f": {watch.over}" if watch is not None and not stop.is_set() else ""
+    logger.info("%s at %s stops%s", what, address, why)
     service.stop()
     await server.stop()
     service.close()

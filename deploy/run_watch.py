@@ -25,13 +25,18 @@ class RunLost(RuntimeError):
 
 
 class RunWatch:
-    """Looks for a run, in one event loop."""
+    """Looks for a run, in one event loop.
+
+    Attributes:
+      over: what it means that the run has ended, for the log.
+    """
 
     def __init__(
         self,
         at_work: Callable[[], bool],
         reach: Callable[[], None],
         answer_seconds: float = ANSWER_SECONDS,
+        over: str = "the run has ended",
     ) -> None:
         """Prepares to look.
 
@@ -39,7 +44,9 @@ class RunWatch:
           at_work: asks Ray for the run's actor; may take long, or raise what Ray raises.
           reach: connects to Ray's address; `OSError` where it cannot.
           answer_seconds: after which `at_work` is looked behind.
+          over: see the attribute.
         """
+        self.over = over
         self._at_work, self._reach, self._answer_seconds = at_work, reach, answer_seconds
         self._thread = ThreadPoolExecutor(1, "run-watch")
         self._look: asyncio.Future[bool] | None = None

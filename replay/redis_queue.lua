@@ -2,7 +2,8 @@
 -- redis_restart.lua go before.
 
 function operations.lease(arguments)
-  if run.closed == 1 then return {'closed'} end
+  local joined = arguments[7]  -- the queue that the worker means; '' if it is any of the run's name
+  if run.closed == 1 or joined ~= '' and joined ~= run.incarnation then return {'closed'} end
   if is_fenced(arguments[5]) then return {'fenced', arguments[5]} end
   local stage, n, worker = NUMBERS[arguments[1]], tonumber(arguments[2]), arguments[4]
   local ttl = tonumber(arguments[3]) or run['ttl' .. stage]

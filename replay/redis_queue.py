@@ -69,6 +69,9 @@ class RedisReplayQueue:
 
     A call that is repeated because its answer was lost has its effect once, in whichever order its
     attempts come.
+
+    A run of the same name and other numbers makes the queue anew. Leases, outcomes and epochs of
+    the one before are unknown to it; who has called `join` gets no lease of it, either.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class RedisReplayQueue:
         self._meta = f"{key_prefix(run)}meta"
         self._client_id = secrets.token_hex(6)
         self._requests = 0
-        self._owner = ""
+        self._owner = self._joined = ""
         self._lock = threading.Lock()
 
     def open(self, config: QueueConfig, owner: str, identity: str, run_config: str = "") -> bool:
@@ -132,21 +135,36 @@ class RedisReplayQueue:
         self._owner = owner
         return bool(self._call("open", owner, OWNER_SECONDS, identity, incarnation, *pairs))
 
+    def join(self) -> str:
+        """The run's config; from now on work of this run alone is leased.
+
+        When the queue is made anew, `lease` raises `QueueClosed`: the run that was joined is over.
+
+        Raises:
+          QueueUnavailable: as of `run_config`.
+        """
+        told, self._joined = self._look()
+        return told
+
     def run_config(self) -> str:
         """The run's config as JSON, as `open` was given it.
 
         Raises:
           QueueUnavailable: there is no such run, or Redis does not answer.
         """
+        return self._look()[0]
 
-        def look(client: redis.Redis, again: bool) -> bytes | None:
-            found: Any = client.hget(self._meta, "run_config")
+    def _look(self) -> tuple[str, str]:
+        """The run's config, and what tells its queue from others of its name."""
+
+        def look(client: redis.Redis, again: bool) -> list[bytes | None]:
+            found: Any = client.hmget(self._meta, ["run_config", "incarnation"])
             return found
 
-        told = self.connection.run("hget", look)
-        if told is None:
+        told, incarnation = self.connection.run("hmget", look)
+        if told is None or incarnation is None:
             raise self._no_such_run()
-        return bytes(told).decode()
+        return told.decode(), incarnation.decode()
 
     def lease(
         self,
@@ -164,7 +182,8 @@ class RedisReplayQueue:
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
         check_ordinals([] if first is None else [first])
         share = "" if first is None else first
-        asked = (stage, n, "" if ttl is None else ttl, worker, epoch or "", share)
+        seconds = "" if ttl is None else ttl
+        asked = (stage, n, seconds, worker, epoch or "", share, self._joined)
         until, pause = time.monotonic() + wait, FIRST_POLL
         while True:
             found = self._call("lease", *asked)
@@ -310,7 +329,7 @@ class RedisReplayQueue:
         if verdict == b"ok":
             return results[0] if results else None
         if verdict == b"closed":
-            raise QueueClosed("the replay queue is closed: the run is over")
+            raise QueueClosed("the replay queue is closed, or made anew: the run is over")
         if verdict == b"fenced":
             raise fenced(results[0].decode())
         if verdict == b"invalid":

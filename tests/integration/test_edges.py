@@ -288,3 +288,28 @@ def test_a_queue_on_redis_is_served_without_ray(
             connection.close()
     assert code == 0, said
     assert "a-token" not in said
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+def test_a_server_on_redis_ends_when_another_run_has_taken_the_name(
+    tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig.model_validate(tiny_values)
+    path = write_config(tmp_path, tiny_values)
+    with redis_server() as redis:
+        connection = redis.connect()
+        made = RedisReplayQueue(connection, config.name)
+        made.open(config.queue_config(), "the tests", "a run", config.model_dump_json())
+        server = Command(tmp_path, "serve", "replay", str(path), "--redis", redis.url, "--port=0")
+        try:
+            queue = RemoteReplayQueue(Peer(server.address(), patience=10))
+            assert len(queue.lease("to_sample", 1, None, "s")) == 2
+            other = config.model_copy(update={"seed": config.seed + 1})
+            made.open(other.queue_config(), "the tests", "another", other.model_dump_json())
+            queue.disconnect()
+            code, said = server.finish()
+        finally:
+            server.process.kill()
+            connection.close()
+    assert code == 0, said
+    assert "stops: the run has another config now" in said

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from deploy.cli import app
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import Completion, Frontier, QueueUnavailable, Stage
+from replay.queue import Completion, Frontier, QueueClosed, QueueUnavailable, Stage
 from replay.redis_queue import OWNER_SECONDS, RedisReplayQueue, RunTaken, key_prefix
 from replay.redis_runs import RunAtWork, open_when_free, remove_run, stored_runs
 from tests.redis_server import MISSING, redis_server
@@ -191,6 +191,25 @@ def test_a_queue_made_anew_knows_no_lease_and_no_count_of_before(server):
     stats = queue.stats()
     assert (stats.out, stats.quarantined, stats.last_reasons) == (0, 0, ())
     assert stats.stages[Stage.TO_TRAIN].leased == 0
+
+
+def test_who_has_joined_a_run_gets_no_work_of_another_one_of_its_name(server):
+    def of_run():
+        return RedisReplayQueue(server.connect(), "joined", mint)
+
+    owner, edge = of_run(), of_run()
+    owner.open(CONFIG, "here", "a run", "its config")
+    assert edge.join() == "its config"
+    owner.open(CONFIG, "here", "a run", "with more workers")  # the same, resumed
+    assert edge.run_config() == "with more workers"
+    (held, _) = edge.lease("to_sample", 1, None, "s")
+    owner.open(CONFIG, "here", "with another reward", "another config")
+    with pytest.raises(QueueClosed, match="made anew"):
+        edge.lease("to_sample", 1, None, "s")
+    assert edge.complete([(held.id, b"samples")]) == [Completion.TOO_LATE]
+    assert owner.stats().out == 0
+    edge.join()
+    assert [lease.ordinal for lease in edge.lease("to_sample", 1, None, "s")] == [0, 1]
 
 
 def test_a_restart_that_is_cut_short_loses_no_survivor_and_the_next_one_completes_it(server):
