@@ -23,6 +23,9 @@ from vision.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+"""Between two questions for a policy that is not there yet."""
+
 LoadWeights = Callable[[int | None], tuple[int, dict[str, Any]]]
 
 
@@ -67,8 +70,11 @@ class Sampler(PullingWorker):
     def _work(self, leases: list[Lease]) -> None:
         self._keeper.hold(leases)
         try:
+            loaded = self._policy(leases)
+            if loaded is None:
+                return
             with self._keeper.working_on(leases):
-                payloads, failed = self._sample(leases)
+                payloads, failed = self._sample(leases, *loaded)
             if failed:
                 self._queue.fail(failed)
             if payloads:
@@ -102,38 +108,53 @@ class Sampler(PullingWorker):
     def _image(self, ticket: Ticket) -> np.ndarray:
         return self._task.load(self._split, ticket.example_id, ticket.augmentation_seed).image
 
+    def _policy(self, leases: list[Lease]) -> tuple[int, dict[str, Any]] | None:
+        """What to sample a block with; None where nobody wants the block any more, or this ends.
+
+        Where it cannot be had the block goes back untried: that is not its fault.
+        """
+        began = time.monotonic()
+        try:
+            with self._keeper.working_on([]):  # a load that hangs ends this process, too
+                loaded = self._loaded(leases, self._ticket(leases[0].ordinal).policy_version)
+        except Exception:
+            self._keeper.hand_back(leases)
+            raise
+        if loaded is not None:
+            self.status.policy_version = loaded[0]
+        self.status.loading_weights += time.monotonic() - began
+        return loaded
+
     def _loaded(
         self, leases: list[Lease], version: int | None
     ) -> tuple[int, dict[str, Any]] | None:
-        """The policy of a block; None where nobody wants the block any more.
+        """The policy, which is waited for as long as somebody wants the block.
 
         A learner that goes back to a checkpoint takes back what it had published after it, and a
-        moment later the leases that ask for that.
+        moment later the leases that ask for that. A store that was started anew is empty until the
+        learner has finished its step, and read its checkpoint.
         """
-        give_up = time.monotonic() + LOAD_SECONDS
+        give_up, pause = time.monotonic() + self._keeper.deadline / 2, FIRST_PAUSE
         while True:
             try:
                 return self._load_weights(version)
             except PolicyNotHeld:
                 if not self._queue.renew([lease.id for lease in leases]):
                     return None
+                if self._stopping:
+                    self._keeper.hand_back(leases)
+                    return None
                 if time.monotonic() > give_up:
                     raise
-                time.sleep(0.1)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _sample(
-        self, leases: list[Lease]
+        self, leases: list[Lease], version: int, params: dict[str, Any]
     ) -> tuple[list[tuple[str, bytes]], list[tuple[str, str, FailureKind]]]:
         """What to complete, and what to fail, by the leases' ids."""
         first = leases[0].ordinal // self._block * self._block
         tickets = [self._ticket(ordinal) for ordinal in range(first, first + self._block)]
-        began = time.monotonic()
-        loaded = self._loaded(leases, tickets[0].policy_version)
-        if loaded is None:
-            return [], []
-        version, params = loaded
-        self.status.loading_weights += time.monotonic() - began
-        self.status.policy_version = version
         images, broken = self._images(tickets)
         samples = self._engine.sample(
             params,

@@ -91,7 +91,10 @@ class LeaseKeeper:
 
     @contextmanager
     def working_on(self, leases: Iterable[Lease]) -> Iterator[None]:
-        """The deadline runs for these leases while the block runs."""
+        """The deadline runs for these leases while the block runs.
+
+        Of none it ends what has nothing to do with any of them: all go back untried.
+        """
         with self._lock:
             self._working_on = (frozenset(lease.id for lease in leases), self._clock())
         try:
@@ -142,12 +145,14 @@ class LeaseKeeper:
 
     def _give_up(self, held: dict[str, Lease], stuck: frozenset[str]) -> None:
         ordinals = [held[lease_id].ordinal for lease_id in sorted(stuck & set(held))]
-        reason = f"exceeded its deadline of {self.deadline:g} s on ordinals {ordinals}"
+        on = f" on ordinals {ordinals}" if stuck else ", at work on no group"
+        reason = f"exceeded its deadline of {self.deadline:g} s{on}"
 
         def tell() -> None:
-            self._queue.fail(
-                [(lease_id, reason, FailureKind.INFRASTRUCTURE) for lease_id in sorted(stuck)]
-            )
+            if stuck:
+                self._queue.fail(
+                    [(lease_id, reason, FailureKind.INFRASTRUCTURE) for lease_id in sorted(stuck)]
+                )
             self._queue.release([lease_id for lease_id in held if lease_id not in stuck])
 
         self._last_words(tell)

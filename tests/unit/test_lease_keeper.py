@@ -130,6 +130,16 @@ def test_a_stuck_block_fails_whole(kept):
     assert queue.released == []
 
 
+def test_what_hangs_beside_all_groups_fails_none_of_them(kept):
+    queue, keeper, clock, stuck = kept
+    keeper.hold([lease(1), lease(2)])
+    with keeper.working_on([]):
+        clock.now = 11.0
+        assert stuck.wait(WAIT)
+    assert (queue.failed, sorted(queue.released)) == ([], ["lease-1", "lease-2"])
+    assert stuck.reasons == ["exceeded its deadline of 10 s, at work on no group"]
+
+
 def test_nothing_is_renewed_once_given_up(kept):
     queue, keeper, clock, stuck = kept
     keeper.hold([lease(1)])

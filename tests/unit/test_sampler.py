@@ -1,6 +1,7 @@
 """The sampler on a real queue: what it cannot load costs its own groups, by whose fault it is."""
 
 import errno
+import time
 from http.client import RemoteDisconnected
 
 import numpy as np
@@ -60,8 +61,11 @@ def example_of(ordinal):
     return tickets().ticket(ordinal).example_id
 
 
-def run(odd, load_weights=lambda version: (0, {})):
-    """Samples until the learner has the step: ordinal -> its tokens' value, or its reasons."""
+def run(odd, load_weights=lambda version: (0, {}), lives=1):
+    """Samples until the learner has the step: ordinal -> its tokens' value, or its reasons.
+
+    A sampler that ends is started anew, as often as it has lives.
+    """
     config = QueueConfig(
         groups_per_step=GROUPS,
         block=GROUPS,
@@ -85,7 +89,13 @@ def run(odd, load_weights=lambda version: (0, {})):
     )
     try:
         while leases := queue.lease(Stage.TO_SAMPLE, 1, None, "sampler-0"):
-            sampler._work(leases)
+            try:
+                sampler._work(leases)
+            except Exception as error:
+                lives -= 1
+                if not lives:
+                    raise
+                queue.release_worker("sampler-0", str(error))  # as whoever starts it anew does
         found = {
             lease.ordinal: int(Sampled.from_bytes(lease.payload).tokens[0, 0])
             for lease in queue.lease(Stage.TO_SCORE, GROUPS, None, "reward-0")
@@ -139,6 +149,28 @@ def test_a_policy_that_is_not_held_is_waited_for_and_other_lookups_are_not():
     answers[:] = [KeyError("decoder"), (0, {})]
     with pytest.raises(KeyError, match="decoder"):
         run({}, load)
+
+
+def test_a_policy_that_cannot_be_had_costs_a_block_no_delivery():
+    answers = [RuntimeError("the weight store does not answer")] * (DELIVERIES + 1)
+
+    def load(version):
+        if answers:
+            raise answers.pop()
+        return 0, {}
+
+    assert run({}, load, lives=DELIVERIES + 2) == expected()
+
+
+def test_a_store_that_is_filled_anew_is_waited_for_longer_than_a_file_system():
+    empty_until = time.monotonic() + 10 * sampler.LOAD_SECONDS
+
+    def load(version):
+        if time.monotonic() < empty_until:
+            raise PolicyNotHeld("there are []")
+        return 0, {}
+
+    assert run({}, load) == expected()
 
 
 @pytest.mark.parametrize(
