@@ -213,11 +213,13 @@ class Collector:
     def _check_queue(self) -> None:
         """Raises `QueueWentBack` where the queue knows other groups as trained than this learner.
 
-        What it has forgotten would never come: in its window there is no room for what follows.
+        What it has forgotten would never come: in its window there is no room for what follows. A
+        `restart` of which it has forgotten the end is ended here; else that changes nothing.
         """
         self._looked = time.monotonic()
         if self._acked is None:
             return
+        self._queue.restart(self._acked, self._epoch)
         theirs, ours = self._queue.frontier(), self._acked
         known, trained = theirs.acked - theirs.dropped, ours.acked - ours.dropped
         if known == trained:

@@ -11,7 +11,7 @@ from learner.stop import StopRequest
 from learner.tune import NothingToTrainError
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
-from replay.queue import MustResume
+from replay.queue import Frontier, MustResume
 from replay.redis_queue import RedisReplayQueue
 from tests.redis_server import MISSING, redis_server
 from tests.unit.test_learner_queue import make, parts
@@ -47,6 +47,15 @@ class ForgetfulRedis:
         else:
             self._go_back()
             self._queue.ack(*arguments, **named)
+
+    def restart(self, frontier, epoch):
+        if self._lost == "restart":  # of which it has the first piece
+            above = frontier.acked_above
+            self._queue._call("restart", epoch, frontier.next_unacked, frontier.dropped, *above)
+            self._save()
+        self._queue.restart(frontier, epoch)
+        if self._lost == "restart":
+            self._go_back()
 
     def _save(self):
         if not self._saved.exists():
@@ -92,3 +101,22 @@ def test_what_redis_has_forgotten_is_neither_waited_for_nor_trained_twice(
         [*range(4 * step, 4 * step + 4)] for step in range(len(steps))
     ]
     assert len(steps) > 2
+
+
+def test_a_restart_of_which_redis_has_forgotten_the_end_is_ended_again(
+    parts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(collect, "LOOK_SECONDS", 0.0)
+    with redis_server() as server, ThreadPoolExecutor(1) as pool:
+        queue = RedisReplayQueue(server.connect(), "run", lambda ordinal: b"ticket")
+        queue.open(QueueConfig(groups_per_step=4, block=2, lag=0), "here", "a run")
+        learner, stop = (
+            make(parts, ForgetfulRedis(queue, server, "restart"), tmp_path),
+            StopRequest(),
+        )
+        try:
+            with pytest.raises(NothingToTrainError):  # all are given up
+                pool.submit(learner.run, stop).result(timeout=30)
+        finally:
+            stop.request()
+        assert queue.frontier() == Frontier(8)
