@@ -218,8 +218,8 @@ class Controller:
         It then goes on from its last checkpoint, which fills queue and store again.
         """
         queue.fence()
-        weights = self._weights
-        if weights is not None and self._config.learner.outside:
+        weights, done = self._weights, self._pool.learner.finished is not None
+        if weights is not None and self._config.learner.outside and not done:
             self._publish_initial(weights)
 
     def _report(self, queue: ReplayQueue) -> None:
@@ -287,5 +287,26 @@ class Controller:
     def _finish_evaluations(
         self, queue: ReplayQueue, weights: RayWeights, stop: StopRequest
     ) -> None:
-        if self._config.evaluation.every:
-            self._watch(queue, lambda: not weights.to_evaluate() or stop.requested)
+        if not self._config.evaluation.every:
+            return
+
+        def done() -> bool:
+            left = weights.to_evaluate()
+            if weights.newest_version() is None:  # it was started anew, and no learner fills it
+                self._publish_final(weights)
+                return stop.requested
+            return not left or stop.requested
+
+        self._watch(queue, done)
+
+    def _publish_final(self, weights: RayWeights) -> None:
+        """The last policy once more, to be evaluated; others that waited for that are lost."""
+        from learner.tune import FINAL_FILE
+        from vision.models.checkpoint import load_npz
+        from vision.tasks.task import token_names
+
+        config = self._config
+        model, names = config.model.build(self._task), token_names(self._task)
+        params = load_npz(config.directory / FINAL_FILE, model, names)
+        weights.publish(config.learner.steps, params, "float32", last=True)
+        logger.warning("the weight store is empty: of what waited the last policy is evaluated")

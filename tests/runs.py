@@ -193,4 +193,4 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
-SIGKILL, SIGSTOP = signal.SIGKILL, signal.SIGSTOP
+SIGCONT, SIGKILL, SIGSTOP = signal.SIGCONT, signal.SIGKILL, signal.SIGSTOP

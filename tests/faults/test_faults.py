@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.evaluator import read_evaluations
 from deploy.cluster import PlacementError
 from deploy.run_directory import read_status
 from deploy.workers import WorkerError
@@ -19,7 +20,7 @@ from learner.ordinals import read_ordinals, surviving_steps
 from learner.stop import StopRequest
 from learner.tune import NothingToTrainError
 from tests.integration.test_tune import assert_same_weights
-from tests.runs import SIGKILL, SIGSTOP, STEPS, Run, signal_worker
+from tests.runs import SIGCONT, SIGKILL, SIGSTOP, STEPS, Run, signal_worker
 
 Tune = Callable[..., Run]
 SLOW = [{"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}]
@@ -131,6 +132,26 @@ def test_a_killed_or_stopped_service_is_started_anew_and_the_learner_goes_back(
     assert run.statuses[-1]["queue"]["quarantined"] == 0
     steps = surviving_steps(read_ordinals(run.directory))
     assert [o for step in steps for o in step.trained] == list(range(4 * STEPS))
+
+
+def test_the_last_policy_is_evaluated_though_the_weight_store_dies_after_the_learner(
+    tune: Tune,
+) -> None:
+    stop_evaluator = strike_once({"evaluator": SIGSTOP}, at_step=0)
+    kill_store = strike_once({"weights": SIGKILL}, at_step=STEPS)
+    go_on = strike_once({"evaluator": SIGCONT}, at_step=STEPS)
+
+    def strike(status: Mapping[str, Any], stop: StopRequest) -> None:
+        stop_evaluator(status, stop)
+        states = {worker["name"]: worker["state"] for worker in status["workers"]}
+        if states["learner"] == "ended":
+            kill_store(status, stop)
+        if any(service["restarts"] for service in status["services"]):
+            go_on(status, stop)
+
+    run = tune("store-dies-last", {"evaluation.every": STEPS, "rewards.terms": SLOW}, strike)
+    assert run.result["state"] == "finished"
+    assert [line["step"] for line in read_evaluations(run.directory)][-1:] == [STEPS]
 
 
 def test_a_killed_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
