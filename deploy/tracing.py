@@ -212,7 +212,9 @@ class TracedQueue:
         return self._queue.release_worker(worker, reason)
 
     def fence(self) -> str:
-        """See `ReplayQueue.fence`."""
+        """See `ReplayQueue.fence`: what was held is of the learner before, in this process."""
+        with self._lock:
+            self._held.clear()
         return self._queue.fence()
 
     def ack(
@@ -242,8 +244,6 @@ class TracedQueue:
     def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
         """See `ReplayQueue.restart`."""
         self._queue.restart(frontier, epoch)
-        with self._lock:
-            self._held.clear()
 
     def close(self) -> None:
         """See `ReplayQueue.close`."""

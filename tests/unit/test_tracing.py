@@ -15,7 +15,7 @@ from deploy.tracing import TracedQueue, Tracer, is_traced, span_id, trace_id, tr
 from protos.trajectory import FailureKind
 from replay.config import QueueConfig
 from replay.memory import MemoryReplayQueue
-from replay.queue import Stage
+from replay.queue import Frontier, Stage
 from replay.remote_queue import ServedRun
 from replay.tickets import TicketSource
 from tests.otlp import attributes, spans_of
@@ -149,6 +149,20 @@ def test_attempts_without_an_outcome_stand_beside_the_groups_own_span(queue, tmp
     ]
     settled = {span_id("run/", o, Stage.TO_SAMPLE).to_bytes(8, "big") for o in (0, 1)}
     assert not settled & {span.span_id for _, span in spans(tmp_path, "sampler")}
+
+
+def test_a_learner_that_waits_and_says_again_where_it_began_loses_no_span(queue, tmp_path):
+    ours, tracer = traced(queue, tmp_path, "learner")
+    epoch = ours.fence()
+    ours.restart(Frontier(), epoch)
+    for stage in (Stage.TO_SAMPLE, Stage.TO_SCORE):
+        leases = queue.lease(stage, 4, None, "w")
+        queue.complete([(lease.id, b"payload") for lease in leases])
+    assert len(ours.lease(Stage.TO_TRAIN, 4, None, "learner")) == 4
+    ours.restart(Frontier(), epoch)  # a repetition: it changes nothing
+    ours.ack([0, 1, 2, 3], (), epoch)
+    tracer.flush()
+    assert len(spans(tmp_path, "learner")) == 4
 
 
 def test_spans_reach_a_collector_and_one_that_is_gone_costs_no_work(
