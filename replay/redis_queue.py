@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from replay.fence import fenced
 from replay.queue import (
     Completion,
     Frontier,
+    LearnerFenced,
     Lease,
     Quarantined,
     QueueClosed,
@@ -96,7 +98,7 @@ class RedisReplayQueue:
         self._meta = f"{key_prefix(run)}meta"
         self._client_id = secrets.token_hex(6)
         self._requests = 0
-        self._owner = self._joined = ""
+        self._owner = self._joined = self._epoch = ""
         self._lock = threading.Lock()
 
     def open(self, config: QueueConfig, owner: str, identity: str, run_config: str = "") -> bool:
@@ -182,6 +184,7 @@ class RedisReplayQueue:
             raise ValueError(f"{worker} asks {stage} for n={n}, ttl={ttl}: both must be positive")
         check_ordinals([] if first is None else [first])
         share = "" if first is None else first
+        self._epoch = epoch or self._epoch
         seconds = "" if ttl is None else ttl
         asked = (stage, n, seconds, worker, epoch or "", share, self._joined)
         until, pause = time.monotonic() + wait, FIRST_POLL
@@ -228,6 +231,7 @@ class RedisReplayQueue:
     ) -> None:
         """See `ReplayQueue.ack`."""
         check_ordinals([*ordinals, *dropped])
+        self._epoch = epoch or self._epoch
         self._call("ack", epoch or "", len(ordinals), *ordinals, *dropped)
 
     def stats(self) -> Stats:
@@ -277,6 +281,7 @@ class RedisReplayQueue:
     def restart(self, frontier: Frontier, epoch: str | None = None) -> None:
         """See `ReplayQueue.restart`."""
         above = frontier.acked_above
+        self._epoch = epoch or self._epoch
         self._call("restart", epoch or "", frontier.next_unacked, frontier.dropped, *above)
         while self._call("restart_on", epoch or ""):  # in pieces, between which Redis serves others
             pass
@@ -322,6 +327,7 @@ class RedisReplayQueue:
             if answer[0] == b"full":
                 raise NoRoom
             if answer[0] == b"restarting":
+                self._go_on()
                 raise Restarting
             return answer
 
@@ -345,6 +351,16 @@ class RedisReplayQueue:
                 OWNER_SECONDS - ago,
             )
         raise self._no_such_run()
+
+    def _go_on(self) -> None:
+        """Ends a `restart` that the learner which asks through this client takes for ended.
+
+        A Redis that has lost its last writes may have forgotten the end of it.
+        """
+        if self._epoch:
+            with suppress(LearnerFenced):  # it is another learner's
+                while self._call("restart_on", self._epoch):
+                    pass
 
     def _no_such_run(self) -> QueueUnavailable:
         return QueueUnavailable(

@@ -226,6 +226,21 @@ def test_a_restart_that_is_cut_short_loses_no_survivor_and_the_next_one_complete
     assert pass_stage(queue, "to_score") == [1, 2, 3]
 
 
+def test_a_learner_that_takes_its_restart_for_ended_ends_it_and_another_one_does_not(server):
+    queue = open_run(server, "forgotten end", patience=0.2)
+    other = RedisReplayQueue(server.connect(0.2), "forgotten end", mint)
+    pass_stage(queue, "to_sample", 2)
+    epoch = queue.fence()
+    queue.restart(Frontier(), epoch)
+    (held, *_) = queue.lease("to_score", 9, None, "r")
+    queue._call("restart", "", 0, 0)  # as if Redis had forgotten the pieces of this one
+    other.lease("to_train", 1, None, "learner", epoch="of before")
+    with pytest.raises(QueueUnavailable, match="a learner that resumes goes through"):
+        other.renew([held.id])
+    assert queue.renew([held.id]) == [held.id]
+    assert other.renew([held.id]) == [held.id]
+
+
 def test_a_restart_of_more_groups_than_one_piece_holds_keeps_each_survivor(server):
     step = 5000
     queue = open_run(server, "many", QueueConfig(groups_per_step=step, block=50, lag=1))
