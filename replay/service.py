@@ -126,6 +126,7 @@ class ReplayService:
             if self._stopping.is_set():
                 self._queue.release([one.id for one in found])
                 raise Refused(grpc.StatusCode.UNAVAILABLE, "the server stops; ask again")
+            self._over = False  # if it was, it has been resumed
             return found
 
         async def answer() -> bytes:
