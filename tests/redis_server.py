@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -77,6 +78,26 @@ class RedisServer:
         """Stops it, or lets it go on."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def saved(self) -> Any:
+        """All that it holds, for `go_back`."""
+        script = """
+        local all = {}
+        for _, key in ipairs(redis.call('KEYS', '*')) do
+          table.insert(all, key)
+          table.insert(all, redis.call('DUMP', key))
+        end
+        return all
+        """
+        return self.client().eval(script, 0)
+
+    def go_back(self, saved: Any) -> None:
+        """Forgets what was written since, as one that has lost its last writes."""
+        script = """
+        redis.call('FLUSHALL')
+        for i = 1, #ARGV, 2 do redis.call('RESTORE', ARGV[i], 0, ARGV[i + 1]) end
+        """
+        self.client().eval(script, 0, *saved)
 
     def connect(self, patience: float = 20.0) -> RedisConnection:
         return RedisConnection(RedisSettings(self.url, patience=patience))

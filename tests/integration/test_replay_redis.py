@@ -9,12 +9,13 @@ import pytest
 
 from deploy.checks import check_queue
 from deploy.run_directory import read_status
+from learner.ordinals import read_ordinals
 from learner.stop import StopRequest
 from replay.queue import QueueFull
 from replay.redis_fitness import RedisUnfit
 from replay.redis_runs import stored_runs
 from tests.redis_server import MISSING, RedisServer, redis_server
-from tests.runs import Run
+from tests.runs import STEPS, Run
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
@@ -73,6 +74,35 @@ def test_a_killed_redis_changes_no_weight_and_is_shown_while_it_is_away(
     last = seen[-1]
     assert last["queue"]["interruptions"] >= 1
     assert all(worker["restarts"] == 0 for worker in last["workers"])
+
+
+def test_a_redis_that_has_lost_its_last_writes_changes_no_weight(
+    tune: Tune, undisturbed: Run, server: RedisServer
+) -> None:
+    saved: dict[int, Any] = {}
+
+    def go_back_once(status: Mapping[str, Any], stop: StopRequest) -> None:
+        step = status["step"]
+        if not saved and step >= 1:
+            saved[step] = server.saved()
+        elif len(saved) == 1 and step > min(saved):  # it was told of a step since
+            saved[step] = None
+            server.go_back(saved[min(saved)])
+
+    slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.5}}
+    changes = {"replay.url": server.url, "rewards.terms": [slow], "learner.checkpoint_every": 100}
+    run = tune("forgetful_redis", changes, go_back_once)
+    assert len(saved) == 2
+    assert_same_weights(run, undisturbed)
+    (learner,) = [w for w in run.statuses[-1]["workers"] if w["name"] == "learner"]
+    assert learner["restarts"] == 1
+    lines = read_ordinals(run.directory)
+    assert lines[-1].step == STEPS
+    began = [line.step for line in lines if line.resumed]
+    assert began[0] == 0
+    assert began[1] >= max(saved)  # no step was trained again
+    trained = [ordinal for line in lines for ordinal in line.trained]
+    assert trained == list(range(4 * STEPS))
 
 
 def test_a_full_redis_ends_the_run_which_resumes_to_the_same_weights(

@@ -1,6 +1,5 @@
 """A Redis that has lost its last writes: with `appendfsync everysec`, or a replica in its place."""
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,7 +18,6 @@ from tests.unit.test_learner_queue import make, parts
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 __all__ = ["parts"]
-KEPT = ("redis.sock", "redis.log")
 
 
 class ForgetfulRedis:
@@ -27,7 +25,7 @@ class ForgetfulRedis:
 
     def __init__(self, queue, server, lost):
         self._queue, self._server, self._lost = queue, server, lost
-        self._saved = server.directory / "saved"
+        self._saved = None
 
     def __getattr__(self, method):
         return getattr(self._queue, method)
@@ -58,19 +56,12 @@ class ForgetfulRedis:
             self._go_back()
 
     def _save(self):
-        if not self._saved.exists():
-            files = shutil.ignore_patterns(*KEPT, "saved")
-            shutil.copytree(self._server.directory, self._saved, ignore=files)
+        if self._saved is None:
+            self._saved = self._server.saved()
 
     def _go_back(self):
-        if not self._saved.exists() or self._lost is None:
-            return
-        self._server.kill()
-        for path in self._server.directory.iterdir():
-            if path.name not in (*KEPT, "saved"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.copytree(self._saved, self._server.directory, dirs_exist_ok=True)
-        self._server.start()
+        if self._lost is not None:
+            self._server.go_back(self._saved)
         self._lost = None
 
 
