@@ -157,8 +157,17 @@ function operations.release(ids)
   return {'ok'}
 end
 
+-- Tells a controller whose run another one has taken while it was away; '' is nobody's controller.
+local function taken_from(owner)
+  local now_at_work = owner ~= '' and call('HMGET', meta, 'owner', 'seen')
+  if now_at_work and now_at_work[1] ~= owner then
+    return {'taken', now_at_work[1], now_at_work[2], exact(now - now_at_work[2])}
+  end
+end
+
 function operations.release_worker(arguments)
-  local worker, reason = arguments[1], arguments[2]
+  local worker, reason, taken = arguments[1], arguments[2], taken_from(arguments[3])
+  if taken then return taken end
   expire()
   local held, all = {}, call('HGETALL', key('leases'))
   for i = 1, #all, 2 do
@@ -171,7 +180,9 @@ function operations.release_worker(arguments)
   return {'ok', #held}
 end
 
-function operations.fence()
+function operations.fence(arguments)
+  local taken = taken_from(arguments[1])
+  if taken then return taken end
   begin_writing()
   count('fences')
   run.fences = (run.fences or 0) + 1
@@ -273,8 +284,10 @@ end
 
 -- Asked by the owner, it is seen to be at work, and told whether memory is full.
 function operations.stats(arguments)
+  local taken = taken_from(arguments[1])
+  if taken then return taken end
   expire()
-  if run.closed ~= 1 and arguments[1] ~= '' and arguments[1] == call('HGET', meta, 'owner') then
+  if run.closed ~= 1 and arguments[1] ~= '' then
     begin_writing()
     call('HSET', meta, 'seen', exact(now))
   end

@@ -56,6 +56,8 @@ Argument = bytes | str | int | float
 class RunTaken(QueueUnavailable):
     """Another controller is at work on a run of this name in the same Redis.
 
+    Also what one is told that was away for so long that another has taken its run.
+
     Attributes:
       seen: when it was last seen there, by Redis's clock.
       free_in: seconds until the run can be taken, if it is not seen again.
@@ -134,8 +136,9 @@ class RedisReplayQueue:
         identity = f"{identity} {config.mode} {config.block}"
         pairs = [part for pair in settings.items() for part in pair]
         incarnation = secrets.token_hex(4)
+        goes_on = self._call("open", owner, OWNER_SECONDS, identity, incarnation, *pairs)
         self._owner = owner
-        return bool(self._call("open", owner, OWNER_SECONDS, identity, incarnation, *pairs))
+        return bool(goes_on)
 
     def join(self) -> str:
         """The run's config; from now on work of this run alone is leased.
@@ -220,11 +223,11 @@ class RedisReplayQueue:
 
     def release_worker(self, worker: str, reason: str) -> int:
         """See `ReplayQueue.release_worker`."""
-        return int(self._call("release_worker", worker, _kept(reason)))
+        return int(self._call("release_worker", worker, _kept(reason), self._owner))
 
     def fence(self) -> str:
         """See `ReplayQueue.fence`."""
-        return self._call("fence").decode()
+        return self._call("fence", self._owner).decode()
 
     def ack(
         self, ordinals: Sequence[int], dropped: Sequence[int] = (), epoch: str | None = None
@@ -353,10 +356,7 @@ class RedisReplayQueue:
         raise self._no_such_run()
 
     def _go_on(self) -> None:
-        """Ends a `restart` that the learner which asks through this client takes for ended.
-
-        A Redis that has lost its last writes may have forgotten the end of it.
-        """
+        """Ends a `restart` of this client's learner, of which Redis may have forgotten the end."""
         if self._epoch:
             with suppress(LearnerFenced):  # it is another learner's
                 while self._call("restart_on", self._epoch):

@@ -86,8 +86,31 @@ def test_a_run_is_at_work_while_its_owner_asks_and_not_while_others_do(server):
         rival.stats()
     assert rival.open(CONFIG, "elsewhere", "a run")
     now[0] += 40
-    owner.stats()  # its place is taken
+    with pytest.raises(RunTaken):
+        owner.stats()  # its place is taken
     of_run().open(CONFIG, "yet another", "a run")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_controller_that_was_away_until_another_took_its_run_is_told_so_and_changes_nothing(
+    server, number
+):
+    now = [1000.0]
+
+    def of_run():
+        return RedisReplayQueue(server.connect(), f"taken {number}", mint, clock=lambda: now[0])
+
+    away, other = of_run(), of_run()
+    asked = (away.stats, away.fence, lambda: away.release_worker("s", "it died"))[number]
+    away.open(CONFIG, "here", "a run")
+    asked()
+    now[0] += OWNER_SECONDS + 1  # without a way to Redis
+    assert other.open(CONFIG, "elsewhere", "a run")
+    epoch, leases = other.fence(), other.lease("to_sample", 1, None, "s")
+    with pytest.raises(RunTaken, match="at work in elsewhere"):
+        asked()
+    other.restart(Frontier(), epoch)
+    assert other.complete([(lease.id, b"samples") for lease in leases]) == [Completion.DONE] * 2
 
 
 def test_the_next_controller_waits_for_one_that_was_killed_and_not_for_one_that_lives(server):
