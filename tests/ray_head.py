@@ -20,6 +20,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_TYPE,
 )
 
+from tests.ports import free_ports
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
@@ -83,7 +85,7 @@ def ray_head(
       variables: of the head's own environment.
     """
     temporary = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # a path of sockets must be short
-    port, dashboard, client, agent = _free_ports(4)
+    port, dashboard, client, agent = free_ports(4)
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
@@ -160,14 +162,6 @@ def _autoscaling(node_types: Mapping[str, Any], num_cpus: int, address: str) -> 
         "head_start_ray_commands": [],
         "worker_start_ray_commands": [],
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

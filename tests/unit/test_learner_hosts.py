@@ -5,7 +5,6 @@ The hosts are processes on this machine, their devices are CPUs, and they reach 
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from learner.ordinals import read_ordinals
 from protos.trajectory import FailureKind, Sampled, Scored, ScoredGroup, Ticket
 from replay.queue import QueueClosed
 from tests.edges import serving_queue
+from tests.ports import free_port
 from tests.queues import memory
 from vision.tasks.registry import build_task
 
@@ -93,9 +93,7 @@ def scoring(config: RunConfig):
 
 
 def start(config: RunConfig, address: str, directory: Path) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    coordinator = f"127.0.0.1:{free_port()}"
     flags = f"--xla_force_host_platform_device_count={config.learner.devices}"
     environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
     settings = {
