@@ -167,7 +167,7 @@ class RemoteReward:
             self._channel = self._open(grpc.aio)
         score = self._channel.unary_unary(SCORE)
         give_up = time.monotonic() + self._deadline
-        attempt = 0
+        attempt, said = 0, None
         for tries in itertools.count(1):
             began = time.monotonic()
             try:
@@ -184,8 +184,10 @@ class RemoteReward:
                     pause = BUSY_SECONDS
                 pause *= random.uniform(0.5, 1.0)  # workers must not come back all at once
                 last = now + pause >= give_up or (attempt >= self._retries and not busy)
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    said = error  # that time ran out says less than why it was asked again
                 if last or not (busy or error.code() in _REPEATED):
-                    raise self._failure(error, tries) from error
+                    raise self._failure(said or error, tries) from error
                 if attempt == 0:
                     logger.warning("reward at %s: %s; asking again", self._address, _say(error))
             attempt += 1
@@ -219,6 +221,7 @@ class RemoteReward:
                 except grpc.RpcError as error:
                     late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                     if is_busy(error) and time.monotonic() + BUSY_SECONDS < give_up:
+                        first = error
                         time.sleep(BUSY_SECONDS)
                         continue
                     if error.code() not in _REPEATED or wait:

@@ -17,7 +17,7 @@ from rewards import remote as remote_module
 from rewards.combine import RewardLoadError, load_reward
 from rewards.judge import start
 from rewards.remote import RemoteReward, RemoteRewardError
-from tests.remote_rewards import QUICK, TASK, WAIT, SumReward, group, outcome_of, serving
+from tests.remote_rewards import SURE, TASK, WAIT, SumReward, group, outcome_of, serving
 
 
 def test_a_full_server_tells_others_to_ask_again_and_that_is_no_fault_of_a_group(monkeypatch):
@@ -30,8 +30,8 @@ def test_a_full_server_tells_others_to_ask_again_and_that_is_no_fault_of_a_group
             return super().score(examples, predictions)
 
     with serving(Held(), options=EdgeOptions(most_calls=2)) as server:
-        away = RemoteReward(TASK, server.address, retries=0, **QUICK)
-        brief = RemoteReward(TASK, server.address, deadline_seconds=0.5)
+        away = RemoteReward(TASK, server.address, retries=0, **SURE)
+        brief = RemoteReward(TASK, server.address, deadline_seconds=2)
         answers = [start(away, group(TASK)) for _ in range(2)]
         with grpc.insecure_channel(server.address) as channel:
             describe = channel.unary_unary(DESCRIBE)
@@ -42,7 +42,7 @@ def test_a_full_server_tells_others_to_ask_again_and_that_is_no_fault_of_a_group
         with pytest.raises(
             RemoteRewardError, match="is busy: RESOURCE_EXHAUSTED: 2 calls are open"
         ):
-            RemoteReward(TASK, server.address, connect_seconds=0.2)
+            RemoteReward(TASK, server.address, connect_seconds=2)
         failure = outcome_of(brief)
         assert failure.kind is FailureKind.INFRASTRUCTURE
         assert "2 calls are open here already" in failure.reason
@@ -120,7 +120,7 @@ def has_ipv6() -> bool:
 def test_the_ipv6_address_that_a_server_tells_is_the_one_that_a_client_takes():
     with serving(options=EdgeOptions(host="::1")) as server:
         assert server.address.startswith("[::1]:")
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         assert outcome_of(away) == outcome_of(SumReward())
         away.close()
 

@@ -5,10 +5,11 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
-from protos.edge import EdgeOptions
+from protos.edge import EdgeOptions, Refused
 from protos.reward import SERVICE, ScoreResponse
 from protos.trajectory import (
     Abstained,
@@ -22,8 +23,9 @@ from rewards.combine import RewardLoadError, SubmittedSum, load_reward
 from rewards.facts import differences, task_facts
 from rewards.judge import GroupFailure, group_failure, start
 from rewards.remote import RemoteReward, RemoteRewardError
+from tests.ports import free_port
 from tests.remote_rewards import (
-    QUICK,
+    SURE,
     TASK,
     WAIT,
     Elsewhere,
@@ -42,7 +44,7 @@ def test_outcomes_are_those_of_the_local_reward():
     odd = [Scored(1 / 3, {"iou": np.arange(2.0)}), Abstained("dark"), Failed("?", FailureKind.DATA)]
     local = SumReward({"1": odd})
     with serving(local) as server:
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         assert list(away.provides) == ["iou"]
         for one in (group(TASK), group(TASK, 1, 3), group(TASK, 2, 5, 2**60)):
             assert outcome_of(away, one) == outcome_of(local, one)
@@ -59,7 +61,7 @@ def test_outcomes_are_those_of_the_local_reward():
 )
 def test_failures_of_the_served_reward_keep_their_kind(reward, kind, reason):
     with serving(reward) as server:
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         failure = outcome_of(away)
         away.close()
     assert isinstance(failure, GroupFailure)
@@ -80,7 +82,7 @@ def test_many_groups_are_in_flight_at_once_and_need_one_thread():
         return ScoreResponse((Scored(1.0),) * 2).to_bytes()
 
     with stub(score) as server:
-        away = RemoteReward(TASK, server.address, in_flight=50, **QUICK)
+        away = RemoteReward(TASK, server.address, in_flight=50, **SURE)
         before = threading.active_count()
         answers = [start(away, group(TASK)) for _ in range(50)]
         assert all(answer.result(WAIT) == (Scored(1.0),) * 2 for answer in answers)
@@ -99,11 +101,11 @@ def test_a_call_that_gets_no_answer_is_repeated(monkeypatch):
         return ScoreResponse((Scored(2.0),) * 2).to_bytes()
 
     with stub(score) as server:
-        away = RemoteReward(TASK, server.address, retries=3, **QUICK)
+        away = RemoteReward(TASK, server.address, retries=3, **SURE)
         assert outcome_of(away) == (Scored(2.0),) * 2
         assert seen == [request().to_bytes()] * 4
         seen.clear()
-        impatient = RemoteReward(TASK, server.address, retries=2, **QUICK)
+        impatient = RemoteReward(TASK, server.address, retries=2, **SURE)
         failure = outcome_of(impatient)
         assert len(seen) == 3
         away.close()
@@ -120,9 +122,10 @@ def test_a_group_survives_the_death_of_the_server_that_held_it():
         await asyncio.Event().wait()
         raise AssertionError
 
-    with stub(never) as server:
-        port = int(server.address.rpartition(":")[2])
-        away = RemoteReward(TASK, server.address, **QUICK)
+    first, port = stub(never), free_port()
+    first._options = EdgeOptions(port=port)
+    with first as server:
+        away = RemoteReward(TASK, server.address, **SURE)
         answer = start(away, group(TASK))
         assert held.wait(WAIT)
     assert not answer.done()
@@ -139,7 +142,7 @@ def test_a_group_survives_the_death_of_the_server_that_held_it():
 
 def test_a_server_that_is_gone_is_an_infrastructure_failure():
     with serving() as server:
-        away = RemoteReward(TASK, server.address, retries=0, **QUICK)
+        away = RemoteReward(TASK, server.address, retries=0, **SURE)
     failure = outcome_of(away)
     away.close()
     assert failure.kind is FailureKind.INFRASTRUCTURE
@@ -159,6 +162,24 @@ def test_a_deadline_ends_the_wait():
     assert "DEADLINE_EXCEEDED" in failure.reason
 
 
+def test_what_the_server_said_is_told_where_time_runs_out_over_its_repetition(monkeypatch):
+    monkeypatch.setattr(remote_module, "FIRST_BACKOFF_SECONDS", 0.01)
+    asked: list[bytes] = []
+
+    async def score(data: bytes) -> bytes:
+        asked.append(data)
+        if len(asked) > 1:
+            await asyncio.Event().wait()
+        raise Refused(grpc.StatusCode.UNAVAILABLE, "the model is away")
+
+    with stub(score) as server:
+        away = RemoteReward(TASK, server.address, deadline_seconds=3)
+        failure = outcome_of(away)
+        away.close()
+    assert failure.kind is FailureKind.INFRASTRUCTURE
+    assert "asked 2 times: UNAVAILABLE: the model is away" in failure.reason
+
+
 def test_a_group_that_is_called_off_is_called_off_at_the_server():
     held, ended = threading.Event(), threading.Event()
 
@@ -171,7 +192,7 @@ def test_a_group_that_is_called_off_is_called_off_at_the_server():
         raise AssertionError
 
     with stub(never) as server:
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         answer = start(SubmittedSum([(away, 1.0), (SumReward(), 1.0)]), group(TASK))
         assert held.wait(WAIT)
         assert answer.cancel()
@@ -188,7 +209,7 @@ def test_groups_without_an_answer_are_infrastructure_failures_once_it_is_closed(
         raise AssertionError
 
     with stub(never) as server:
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         answer = start(away, group(TASK))
         assert held.wait(WAIT)
         away.close()
@@ -208,7 +229,7 @@ def test_an_answer_that_is_none_is_a_data_failure(answer, reason):
         return answer
 
     with stub(score) as server:
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         failure = outcome_of(away)
         away.close()
     assert failure.kind is FailureKind.DATA
@@ -216,16 +237,13 @@ def test_an_answer_that_is_none_is_a_data_failure(answer, reason):
 
 
 def test_an_address_where_nobody_listens_is_an_error_at_start():
-    with serving() as server:
-        address = server.address
-    options = {"address": address, "connect_seconds": 0.3}
+    options = {"address": f"127.0.0.1:{free_port()}", "connect_seconds": 0.3}
     with pytest.raises(RewardLoadError, match=r"no reward answers.*UNAVAILABLE.*`rewardtune serve"):
         load_reward("rewards.remote:RemoteReward", TASK, options)
 
 
 def test_a_server_that_comes_late_is_waited_for():
-    with serving() as server:
-        port = int(server.address.rpartition(":")[2])
+    port = free_port()
     built: list[RemoteReward] = []
     waiting = threading.Thread(
         target=lambda: built.append(RemoteReward(TASK, f"127.0.0.1:{port}", connect_seconds=WAIT))
@@ -245,7 +263,7 @@ def test_a_server_of_another_task_is_named_at_start():
         serving(task=Longer(examples=9)) as server,
         pytest.raises(RemoteRewardError) as raised,
     ):
-        RemoteReward(TASK, server.address, **QUICK)
+        RemoteReward(TASK, server.address, **SURE)
     assert "serves another task" in str(raised.value)
     assert "max_length: here 3, there 5" in str(raised.value)
     assert 'auxiliary_arrays: here {"iou": [2]}, there {"iou": [7]}' in str(raised.value)
@@ -260,12 +278,12 @@ def test_what_answers_without_being_a_reward_is_named_at_start():
         Server(lambda: {SERVICE: {"Describe": describe}}) as server,
         pytest.raises(RemoteRewardError, match="not as a reward: not a DescribeResponse"),
     ):
-        RemoteReward(TASK, server.address, **QUICK)
+        RemoteReward(TASK, server.address, **SURE)
     with (
         Server(lambda: {"other.Service": {"Describe": describe}}) as server,
         pytest.raises(RemoteRewardError, match="not as a reward: UNIMPLEMENTED"),
     ):
-        RemoteReward(TASK, server.address, **QUICK)
+        RemoteReward(TASK, server.address, **SURE)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +307,7 @@ def test_options_that_cannot_work_are_refused(options, reason):
 def test_a_sum_of_remote_and_local_terms_is_that_of_local_ones():
     local = SumReward()
     with serving(local) as server:
-        away = RemoteReward(TASK, server.address, in_flight=5, **QUICK)
+        away = RemoteReward(TASK, server.address, in_flight=5, **SURE)
         mixed = SubmittedSum([(local, 0.5), (away, 2.0)])
         assert (mixed.in_flight, list(mixed.provides)) == (5, ["iou"])
         expected = [2.5 * outcome.reward for outcome in outcome_of(local)]

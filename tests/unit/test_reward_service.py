@@ -27,7 +27,7 @@ from rewards.remote import RemoteReward, RemoteRewardError
 from rewards.service import ComputedScorer
 from tests.certificates import self_signed
 from tests.remote_rewards import (
-    QUICK,
+    SURE,
     TASK,
     WAIT,
     StubTask,
@@ -47,7 +47,7 @@ def test_a_reward_that_exceeds_its_deadline_says_so_and_ends_the_server():
 
     released, stuck = threading.Event(), threading.Event()
     with serving(Hanging(), deadline=0.1, on_stuck=stuck.set) as server:
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         failure = outcome_of(away)
         assert stuck.wait(WAIT)
         released.set()
@@ -119,7 +119,7 @@ def test_only_calls_with_the_token_are_answered(tmp_path: Path, monkeypatch, cap
         for options in ({}, {"token_env": "WRONG"}):
             monkeypatch.setenv("WRONG", "wrong")
             with pytest.raises(RemoteRewardError, match=r"refuses the token.*UNAUTHENTICATED"):
-                RemoteReward(TASK, server.address, **QUICK, **options)
+                RemoteReward(TASK, server.address, **SURE, **options)
         with (
             grpc.insecure_channel(server.address) as channel,
             pytest.raises(grpc.RpcError) as raised,
@@ -127,7 +127,7 @@ def test_only_calls_with_the_token_are_answered(tmp_path: Path, monkeypatch, cap
             channel.unary_unary(SCORE)(request().to_bytes(), timeout=WAIT)
         assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert reward.calls == 0
-        away = RemoteReward(TASK, server.address, token_file=str(tmp_path / "token"), **QUICK)
+        away = RemoteReward(TASK, server.address, token_file=str(tmp_path / "token"), **SURE)
         assert outcome_of(away) == outcome_of(reward)
         away.close()
         assert health_of(server.address) == health_pb2.HealthCheckResponse.SERVING
@@ -199,7 +199,7 @@ def test_messages_that_are_too_large_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(remote_module, "MAX_MESSAGE_BYTES", 2000)
     large = [Scored(1.0, {"iou": np.zeros(1000)})] * 2
     with serving(SumReward({"1": large})) as server:
-        away = RemoteReward(TASK, server.address, **QUICK)
+        away = RemoteReward(TASK, server.address, **SURE)
         with pytest.raises(WireError, match="at most 2000 may travel: fewer samples"):
             away.submit(group(TASK, 0, 200))
         failure = outcome_of(away, group(TASK, 1))
@@ -221,9 +221,9 @@ def test_a_port_is_not_shared_between_two_servers():
 def test_tls_checks_the_server_against_the_given_certificates(tmp_path: Path):
     certificate, key = self_signed(tmp_path)
     with serving(options=EdgeOptions(certificate=certificate, key=key)) as server:
-        away = RemoteReward(TASK, server.address, ca_file=str(certificate), **QUICK)
+        away = RemoteReward(TASK, server.address, ca_file=str(certificate), **SURE)
         assert outcome_of(away) == outcome_of(SumReward())
         away.close()
         for options in ({}, {"tls": True}):
             with pytest.raises(RemoteRewardError, match="no reward answers"):
-                RemoteReward(TASK, server.address, **QUICK, **options)
+                RemoteReward(TASK, server.address, connect_seconds=0.5, **options)
