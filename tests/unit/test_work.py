@@ -87,8 +87,12 @@ def until(condition, worker):
 
 
 def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds_untried(tiny_values, tmp_path):
-    with working(tiny_values, tmp_path, ("SlowReward", {"seconds": 3600})) as (queue, worker):
-        until(lambda: queue.stats().stages[Stage.TO_SCORE].leased == 4, worker)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    hangs = ("FaultyReward", {"fault": "hangs", "every": 1, "marks": str(marks)})
+    with working(tiny_values, tmp_path, hangs) as (queue, worker):
+        until(lambda: list(marks.iterdir()), worker)  # it holds all four, and is at work on one
+        assert queue.stats().stages[Stage.TO_SCORE].leased == 4
         worker.send_signal(signal.SIGTERM)
         _, said = worker.communicate(timeout=WAIT)
         assert worker.returncode == 0, said
@@ -113,8 +117,7 @@ def test_a_worker_whose_reward_hangs_ends_with_its_own_code_and_fails_that_group
     tiny_values, tmp_path
 ):
     hangs = ("SlowReward", {"seconds": 3600})
-    quick = {"deadline_seconds": 0.3, "lease_seconds": 1.0}
-    with working(tiny_values, tmp_path, hangs, **quick) as (queue, worker):
+    with working(tiny_values, tmp_path, hangs, deadline_seconds=0.3) as (queue, worker):
         _, said = worker.communicate(timeout=WAIT)
         assert worker.returncode == 70, said
         assert "exceeded its deadline of 0.3 s" in said
