@@ -1,10 +1,11 @@
 """A run's queue and weight store, served to processes outside of Ray (`rewardtune serve`)."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 import ray
@@ -34,6 +35,8 @@ from vision.tasks.registry import build_task
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
+FAREWELL_SECONDS = 10.0
+"""More than the pauses of a worker that asks again: it ends well where it hears of the end."""
 
 
 class EdgeService(Protocol):
@@ -81,7 +84,7 @@ def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> 
         task_facts(task),
     )
     watch = _watch(config) if in_ray else _config_watch(queue, told)
-    serve_and_leave(service, options, f"the queue of {config.name}", watch)
+    serve_and_leave(service, options, f"the queue of {config.name}", watch, service.end)
 
 
 def serve_weights(config: RunConfig, options: EdgeOptions) -> NoReturn:
@@ -160,7 +163,11 @@ def _shapes(config: RunConfig, store: RayWeights) -> Mapping[str, Sequence[int]]
 
 
 def serve_and_leave(
-    service: EdgeService, options: EdgeOptions, what: str, watch: RunWatch | None
+    service: EdgeService,
+    options: EdgeOptions,
+    what: str,
+    watch: RunWatch | None,
+    farewell: Callable[[], None] | None = None,
 ) -> NoReturn:
     """Serves until a signal, or until the run has ended; then ends the process, with code 0.
 
@@ -172,17 +179,23 @@ def serve_and_leave(
       options: where, and for whom.
       what: it is, for the log.
       watch: of the run; None where nothing tells its end.
+      farewell: has those who ask be told that the run has ended, for `FAREWELL_SECONDS`; None:
+        nobody waits to hear that.
 
     Raises:
       EdgeError: it cannot listen.
       RunLost: the run's Ray was out of reach for too long.
     """
-    asyncio.run(_serve(service, options, what, watch))
+    asyncio.run(_serve(service, options, what, watch, farewell))
     leave(0)
 
 
 async def _serve(
-    service: EdgeService, options: EdgeOptions, what: str, watch: RunWatch | None
+    service: EdgeService,
+    options: EdgeOptions,
+    what: str,
+    watch: RunWatch | None,
+    farewell: Callable[[], None] | None,
 ) -> None:
     stop = stop_on_signals()
     server = EdgeServer(service.services(), options)
@@ -196,6 +209,10 @@ async def _serve(
             continue
     why = f": {watch.over}" if watch is not None and not stop.is_set() else ""
     logger.info("%s at %s stops%s", what, address, why)
+    if farewell is not None and not stop.is_set():
+        farewell()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), FAREWELL_SECONDS)
     service.stop()
     await server.stop()
     service.close()

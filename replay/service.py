@@ -68,7 +68,7 @@ class ReplayService:
         self._check_payload = check_payload
         self._answers = Answers()
         self._stopping = threading.Event()
-        self._over = False
+        self._over = self._ended = False
         self._waits = Waits("replay-lease")
         self._threads = ThreadPoolExecutor(THREADS, "replay-call")
 
@@ -92,6 +92,10 @@ class ReplayService:
                 "GetFrontier": self._frontier,
             }
         }
+
+    def end(self) -> None:
+        """The run has ended: whoever asks is told so, and the queue is not asked any more."""
+        self._ended = True
 
     def stop(self) -> None:
         """Ends waits; to be called before the server stops."""
@@ -280,6 +284,9 @@ class ReplayService:
 
     async def _ask(self, ask: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
         """What the queue says, with its refusals as statuses."""
+        if self._ended:
+            reason = f"{wire.CLOSED}: the run is over"
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason)
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(threads or self._threads, partial(ask))
@@ -291,7 +298,7 @@ class ReplayService:
             reason = f"{wire.FENCED}: {error}"
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason) from error
         except QueueUnavailable as error:
-            if self._over:  # the queue of a run that is over goes soon after
+            if self._over or self._ended:  # the queue of a run that is over goes soon after
                 reason = f"{wire.CLOSED}: the run is over, and its queue is gone"
                 raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason) from error
             raise Refused(grpc.StatusCode.UNAVAILABLE, str(error)) from error

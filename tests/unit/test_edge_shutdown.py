@@ -105,5 +105,37 @@ def test_a_service_is_not_freed_before_its_process_has_left():
     assert server.stdout is not None
     assert "serving a service at" in server.stdout.readline()
     server.terminate()
-    assert server.communicate(timeout=60)[0].split("\n") == ["stops", "closes", ""]
+    assert server.communicate(timeout=WAIT)[0].split("\n") == ["stops", "closes", ""]
+    assert server.returncode == 0
+
+
+def test_who_asks_after_the_end_of_a_run_is_told_of_it_before_the_server_leaves():
+    program = """if True:
+        from deploy import edges
+        from protos.edge import EdgeOptions
+
+        edges.FAREWELL_SECONDS = 3600
+        ended = []
+
+        class Run:
+            over = "the run has ended"
+            async def has_ended(self): return True
+
+        class Service:
+            def services(self): return {"Queue": {"Lease": self.lease}}
+            async def lease(self, data): return b"over" if ended else b"nothing"
+            def stop(self): print("stops", flush=True)
+            def close(self): pass
+
+        end = lambda: ended.append(True)
+        edges.serve_and_leave(Service(), EdgeOptions(port=0), "a queue", Run(), end)
+    """
+    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    address = server.stdout.readline().split()[-1]
+    with grpc.insecure_channel(address) as channel:
+        while channel.unary_unary("/Queue/Lease")(b"", timeout=WAIT) != b"over":
+            pass
+    server.terminate()
+    assert server.communicate(timeout=WAIT)[0] == "stops\n"
     assert server.returncode == 0

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import grpc
@@ -20,6 +21,7 @@ from replay.queue import Completion, Frontier, QueueClosed, QueueUnavailable, St
 from replay.remote_queue import RemoteReplayQueue
 from replay.wire import SERVICE
 from tests.edges import serving_queue
+from tests.ports import free_port
 from tests.queues import advance, memory, ordinals
 from tests.remote_rewards import WAIT
 
@@ -214,7 +216,8 @@ def test_a_group_above_the_limit_is_named_and_nothing_is_held(monkeypatch):
 def test_a_server_that_stops_takes_no_group_with_it_and_clients_wait_for_the_next():
     with memory() as open_memory, ExitStack() as stack:
         queue = open_memory(CONFIG)
-        server, service = serving_queue(queue)
+        options = EdgeOptions(port=free_port())
+        server, service = serving_queue(queue, options)
         stack.callback(service.close)
         with server:
             client = RemoteReplayQueue(Peer(server.address, timeout=WAIT, patience=WAIT))
@@ -227,9 +230,8 @@ def test_a_server_that_stops_takes_no_group_with_it_and_clients_wait_for_the_nex
             while not queue._queue._waiters[Stage.TO_SCORE]:
                 time.sleep(0.01)
             service.stop()
-        port = int(server.address.rpartition(":")[2])
         advance(queue, "to_sample")
-        again, second = serving_queue(queue, EdgeOptions(port=port))
+        again, second = serving_queue(queue, options)
         stack.callback(second.close)
         stack.enter_context(again)
         asking.join(WAIT)
@@ -284,3 +286,23 @@ def test_who_comes_when_the_queue_of_a_closed_run_is_gone_is_told_that_the_run_i
         wrapped[0].gone = True
         with pytest.raises(QueueClosed, match="its queue is gone"):
             client.lease("to_score", 1, None, "late")
+
+
+def test_once_the_run_has_ended_its_queue_is_not_asked_any_more():
+    with memory() as open_memory, ExitStack() as stack:
+        queue = open_memory(CONFIG)
+        server, service = serving_queue(queue)
+        stack.callback(service.close)
+        stack.enter_context(server)
+        client = RemoteReplayQueue(Peer(server.address, **QUICK))
+        stack.callback(client.disconnect)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(client.lease, "to_score", 1, None, "waits", WAIT)
+            while not queue._queue._waiters[Stage.TO_SCORE]:
+                time.sleep(0.01)
+            service.end()
+            with pytest.raises(QueueClosed, match="the run is over"):
+                waiting.result(WAIT)
+        with pytest.raises(QueueClosed, match="the run is over"):
+            client.lease("to_sample", 1, None, "late")
+        assert queue.stats().out == 0
