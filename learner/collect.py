@@ -31,6 +31,7 @@ LOOK_SECONDS = 5.0
 """While a host waits, it looks so often whether the queue still knows what it was told."""
 REASONS_TOLD = 3
 SHOWN = 10
+_AGAIN = "What was trained is saved: a learner that is started again sets the queue right"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Collector:
             self._queue.ack(ordinals, dropped, epoch=self._epoch)
         except ValueError as error:  # it has handed out each of them
             raise QueueWentBack(
-                f"the queue has gone back behind what it had handed out for training: {error}"
+                "the queue has gone back behind what it had handed out for training: "
+                f"{error}. {_AGAIN}"
             ) from error
         self._note(ordinals)
 
@@ -207,7 +209,7 @@ class Collector:
         if again:
             raise QueueWentBack(
                 f"the queue has gone back: it hands out {again[:SHOWN]} again, which it was told "
-                "are trained"
+                f"are trained. {_AGAIN}"
             )
 
     def _check_queue(self) -> None:
@@ -227,7 +229,7 @@ class Collector:
         self._queue.ack([], epoch=self._epoch)  # else it may be another learner's by now
         raise QueueWentBack(
             f"the queue has gone back: it knows {known} groups as trained, this learner has "
-            f"trained {trained}"
+            f"trained {trained}. {_AGAIN}"
         )
 
     def _is_stale(self, step: int, group: TrainingGroup) -> bool:
