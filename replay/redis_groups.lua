@@ -39,6 +39,7 @@ local KEPT_WAITS, KEPT_QUARANTINED, KEPT_REASONS = 1024, 1000, 20
 local KEPT_EXPIRED, KEPT_SEEN = 4096, 100000  -- workers, whose names are the callers' to choose
 local SEEN_SECONDS, SEEN_STEP = 60, 20  -- the first as replay/queue.py has it
 local REPLY_SECONDS = 3600
+local AWAY_SECONDS, SERVED_STEP = 3, 1
 local STAGE, FAILED, TOMBSTONE, LEASE, SINCE, REASONS, SAMPLED_AT = 1, 2, 3, 4, 5, 6, 7  -- of an item
 local ORDINAL, WORKER, TTL, CALL = 1, 3, 4, 6                             -- of a lease, and STAGE = 2
 
@@ -94,7 +95,7 @@ end
 
 local FIELDS = {'block', 'next_unacked', 'dropped', 'next_block', 'lease_count', 'window', 'total',
                 'ordered', 'max_deliveries', 'ttl1', 'ttl2', 'ttl3', 'closed', 'fences',
-                'restarted', 'begun'}
+                'restarted', 'begun', 'served'}
 local run = {}
 local found = call('HMGET', meta, 'incarnation', 'restarting', unpack(FIELDS))
 if not found[1] and operation ~= 'open' then return {'missing'} end
@@ -261,6 +262,22 @@ local function expire()
     for i = 1, #oldest, 2 do call('HDEL', key('expired'), oldest[i]) end
   end
   flush()
+end
+
+-- While Redis is away, or stands still, nobody can renew: leases last for so much longer. A run is
+-- asked for something every second, at least by its controller. A time that is told does not stand.
+local function note_served()
+  if clock ~= '' or run.served and now - run.served < SERVED_STEP then return end
+  begin_writing()
+  local away = run.served and now - run.served or 0
+  for stage = 1, away > AWAY_SECONDS and 3 or 0 do
+    local ends = call('ZRANGE', of_stage(stage, 'deadlines'), 0, -1, 'WITHSCORES')
+    for i = 1, #ends, 2 do
+      later('ZADD', of_stage(stage, 'deadlines'), exact(ends[i + 1] + away), ends[i])
+    end
+  end
+  flush()
+  call('HSET', meta, 'served', exact(now))
 end
 
 -- Dropped groups that new ones replace; in ordered mode a step is its ordinals.

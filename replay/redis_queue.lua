@@ -324,6 +324,7 @@ local ONCE = {open = true, complete = true, fail = true, release_worker = true, 
               restart = true, close = true}
 local arguments = {}
 for i = 5, #ARGV do arguments[i - 4] = ARGV[i] end
+if found[1] then note_served() end
 if restarting and run.closed ~= 1 and not GOES_ON[operation] then
   return operation == 'lease' and {'ok', {}} or {'restarting'}
 end

@@ -145,3 +145,23 @@ def test_an_answer_that_took_long_counts_as_an_interruption(server, monkeypatch,
     queue.stats()
     assert queue.connection.interruptions - before == counted
     assert queue.connection.waiting is None
+
+
+def test_leases_last_for_longer_while_nobody_can_renew_them():
+    with redis_server() as server:
+        held = open_run(server, "outage", CONFIG.model_copy(update={"score_ttl": 2.0}))
+        dead = RedisReplayQueue(server.connect(), "outage")
+        pass_stage(held, "to_sample")
+        renewed = held.lease("to_score", 2, None, "lives")
+        lost = dead.lease("to_score", 1, None, "dies")
+        server.kill()
+        time.sleep(3.5)  # longer than the leases, and than a run is not asked for anything
+        server.start()
+        assert held.renew([lease.id for lease in renewed]) == [lease.id for lease in renewed]
+        while dead.renew([]) or (stats := held.stats()).expired == 0:
+            time.sleep(0.2)
+            held.renew([lease.id for lease in renewed])
+        assert stats.expired_by_worker == {"dies": 1}
+        assert [lease.ordinal for lease in held.lease("to_score", 1, None, "lives")] == [
+            lease.ordinal for lease in lost
+        ]
