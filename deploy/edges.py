@@ -84,7 +84,9 @@ def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> 
         task_facts(task),
     )
     watch = _watch(config) if in_ray else _config_watch(queue, told)
-    serve_and_leave(service, options, f"the queue of {config.name}", watch, service.end)
+    # On Redis the same run may go on with another config: its workers ask the next server.
+    farewell = service.end if in_ray else None
+    serve_and_leave(service, options, f"the queue of {config.name}", watch, farewell)
 
 
 def serve_weights(config: RunConfig, options: EdgeOptions) -> NoReturn:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from learner.metrics import read_metrics
 from learner.ordinals import read_ordinals, surviving_steps
 from protos.edge_client import Peer
 from protos.trajectory import Ticket
+from replay.queue import QueueUnavailable
 from replay.redis_queue import RedisReplayQueue
 from replay.remote_queue import RemoteReplayQueue
 from tests.integration.test_commands import environment, write_config
@@ -302,10 +303,13 @@ def test_a_server_on_redis_ends_when_another_run_has_taken_the_name(
         made.open(config.queue_config(), "the tests", "a run", config.model_dump_json())
         server = Command(tmp_path, "serve", "replay", str(path), "--redis", redis.url, "--port=0")
         try:
-            queue = RemoteReplayQueue(Peer(server.address(), patience=10))
+            queue = RemoteReplayQueue(Peer(server.address(), patience=1))
             assert len(queue.lease("to_sample", 1, None, "s")) == 2
             other = config.model_copy(update={"seed": config.seed + 1})
             made.open(other.queue_config(), "the tests", "another", other.model_dump_json())
+            while server.process.poll() is None:
+                with suppress(QueueUnavailable):  # not that the run is over: it may go on
+                    queue.frontier()
             queue.disconnect()
             code, said = server.finish()
         finally:
