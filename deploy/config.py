@@ -105,9 +105,9 @@ class TracingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    endpoint: str | None = Field(None, pattern=r"^(file|https?://\S+)$")
-    """Where spans go: the address of an OTLP/HTTP collector, such as `http://collector:4318`;
-    `file` writes runs/NAME/traces/WORKER.jsonl; null: no traces."""
+    endpoint: str | None = Field(None, pattern=r"^(file|https?://[^\s@]+)$")
+    """Where spans go: the address of an OTLP/HTTP collector, such as `http://collector:4318`,
+    without user and password; `file` writes runs/NAME/traces/WORKER.jsonl; null: no traces."""
     share: float = Field(1.0, gt=0, le=1)
     """The part of the groups that is traced; all processes choose the same."""
     run_id: str = ""
@@ -120,7 +120,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     """Names the run and its directory, runs/NAME."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Everything random follows from it."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploy.config import RunConfig
 from deploy.config_file import ConfigError, dotted_keys, read_config
@@ -247,3 +247,9 @@ def test_paths_become_absolute_so_that_every_process_means_the_same(tmp_path, mo
     config = read_config("quickstart/detection_map.yaml", [], RunConfig).with_absolute_paths()
     assert config.runs == tmp_path / "runs"
     assert config.initial.is_file()
+
+
+@pytest.mark.parametrize("name", [".", "..", ".hidden", "-x", "a/b", ""])
+def test_a_runs_name_is_a_directory_of_its_own_below_runs(tiny_values, name):
+    with pytest.raises(ValidationError, match="name"):
+        RunConfig.model_validate(tiny_values | {"name": name})

@@ -39,6 +39,7 @@ OVERRIDES = [
     "replay.mode=s3cret",
     "replay.policy_lag=s3cret",
     "replay.url:s3cret@h",
+    "tracing.endpoint=https://user:s3cret@h:4318",
     "redis://user:s3cret@h?db=0",
     "redis://user:s3cret@h",
 ]
