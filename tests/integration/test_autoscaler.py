@@ -48,7 +48,7 @@ def test_nodes_come_for_pending_reward_workers_and_go_when_these_have_drained(
     tmp_path: Path, tiny_values: dict[str, Any]
 ) -> None:
     gate = tmp_path / "gate"
-    set_gate(gate, "0.4")
+    set_gate(gate, "2")  # slower than any machine samples and trains
     gated = {"path": "tests.odd_rewards:GatedReward", "options": {"gate": str(gate)}}
     values = tiny_values | {"name": "elastic", "runs": str(tmp_path / "runs")}
     # Each role has its pool: a sampler on a node of the reward workers would keep it.
