@@ -17,6 +17,7 @@ from deploy.monitoring.exporter import usual_labels
 from deploy.monitoring.generate import RULES
 from deploy.monitoring.grafana import DIRECTORY
 from learner.stop import StopRequest
+from tests.odd_rewards import set_gate
 from tests.prometheus import MISSING, Prometheus, prometheus
 from tests.runs import SIGKILL, Run, signal_worker
 
@@ -88,15 +89,23 @@ def test_prometheus_sees_a_run_through_the_death_of_a_worker(
     with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as scraped:
         earlier = set(re.findall(r'[{,]run="([^"]+)"', scraped.read().decode()))
     assert NAME not in earlier
-    last: dict[str, Any] = {}
+    gate, last, scored = tmp_path / "gate", dict[str, Any](), list[list[int]]()
+    set_gate(gate, "0")
     done = False
 
     def observe(status: Mapping[str, Any], stop: StopRequest) -> None:
         last.update(status)
+        scored.append([w.get("groups", 0) for w in status["workers"] if w["role"] == "reward"])
         if done:
             stop.request()
 
-    changes = {"learner.steps": 100_000, "learner.checkpoint_every": 1000, "rewards.count": 2}
+    gated = [{"path": "tests.odd_rewards:GatedReward", "options": {"gate": str(gate)}}]
+    changes = {
+        "learner.steps": 100_000,
+        "learner.checkpoint_every": 1000,
+        "rewards.count": 2,
+        "rewards.terms": gated,
+    }
     with prometheus(tmp_path, [target], RULES) as server, ThreadPoolExecutor(1) as pool:
         run = pool.submit(tune, NAME, changes, observe)
         try:
@@ -108,10 +117,17 @@ def test_prometheus_sees_a_run_through_the_death_of_a_worker(
             for asked, label in variables:
                 assert set(server.label_values(label, asked)) - earlier == {NAME}
 
+            # What a worker has done since it was last asked dies with it, and is not counted: so
+            # nothing is done before both have told all.
+            set_gate(gate, "shut")
+            shut = len(scored)
+            until(lambda: len(scored) > shut + 3 and scored[-1] == scored[-3], "all is told")
             assert signal_worker(last, "reward-0", SIGKILL)
+            set_gate(gate, "0")
             restarts = series("ray_rewardtune_worker_restarts_total", {"role": "reward"})
             until(lambda: server.value(restarts) == 1, "the restart is counted")
         finally:
+            set_gate(gate, "0")
             done = True
         result = run.result(timeout=PATIENCE)
 
