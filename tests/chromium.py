@@ -107,8 +107,13 @@ async def browse(profile: Path, url: str) -> AsyncIterator[Page]:
             await asyncio.sleep(0.1)
         port = port_file.read_text().split("\n")[0]
         async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                tabs = [tab for tab in await response.json() if tab["type"] == "page"]
+            tabs: list[dict[str, Any]] = []
+            for _ in range(int(WAIT / 0.1)):
+                async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                    tabs = [tab for tab in await response.json() if tab["type"] == "page"]
+                if tabs:
+                    break
+                await asyncio.sleep(0.1)  # it listens before its first tab is there
             async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"]) as socket:
                 page = Page(socket)
                 await page.ask("Page.enable")

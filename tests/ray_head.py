@@ -119,7 +119,9 @@ def ray_head(
         command, env=environment | extra, stdout=log, stderr=log, start_new_session=True
     )
     try:
-        _wait_for(dashboard, process, temporary / "start.log")
+        # The agent takes the jobs; it comes last, and Ray's own command waits 10 s for it.
+        for needed in (dashboard, agent):
+            _wait_for(needed, process, temporary / "start.log")
         jobs = f"http://127.0.0.1:{dashboard}"
         yield Head(f"127.0.0.1:{port}", jobs, environment, process)
     finally:

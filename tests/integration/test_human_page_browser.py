@@ -23,7 +23,7 @@ from tests.chromium import Page, browse
 from tests.integration.test_commands import environment, write_config
 from vision.tasks.registry import build_task
 
-WAIT = 120.0
+WAIT = 240.0
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from replay.queue_actor import QueueActor
 from replay.ray_client import RayReplayQueue
 from replay.tickets import TicketSource
 
-TIMEOUT = 60.0
+TIMEOUT = 240.0
 
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
