@@ -106,21 +106,31 @@ class HeldReward(SmoothReward):
 
 
 class GatedReward(SmoothReward):
-    """Scores no group while a gate is shut, and takes the seconds that stand in it else."""
+    """Scores no group while a gate is shut, and takes the seconds that stand in it else.
 
-    def __init__(self, task: Task, gate: str):
+    While it says "0.5 held" the examples that are `held` wait, and the others take 0.5 s.
+    """
+
+    def __init__(self, task: Task, gate: str, held: Sequence[str] = ()):
         super().__init__(task)
-        self._gate = Path(gate)
+        self._gate, self._held = Path(gate), frozenset(held)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[Outcome]:
-        while (seconds := self._gate.read_text()) == "shut":
+        while (seconds := self._seconds(examples[0].example_id)) is None:
             time.sleep(0.05)
-        time.sleep(float(seconds))
+        time.sleep(seconds)
         return super().score(examples, predictions)
+
+    def _seconds(self, example_id: str) -> float | None:
+        seconds, _, some = self._gate.read_text().partition(" ")
+        shut = seconds == "shut" or (some == "held" and example_id in self._held)
+        return None if shut else float(seconds)
 
 
 def set_gate(gate: Path, to: str) -> None:
-    """Shuts it ("shut"), or opens it ("0.5": seconds a group); readers see the old or the new."""
+    """Shuts it ("shut"), for some ("0.5 held") or not ("0.5": seconds a group); readers see the
+    old or the new.
+    """
     beside = gate.with_suffix(".new")
     beside.write_text(to)
     beside.replace(gate)

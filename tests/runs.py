@@ -58,10 +58,13 @@ def tiny_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "checkpoint_every": 3,
             "optimizer": {"name": "adamw", "learning_rate": 1e-3},
         },
-        "actors": {"groups_per_block": 2, "resources": {"num_cpus": 0.5}},
+        # A process that has to wait for a busy machine is not stuck.
+        "actors": {"groups_per_block": 2, "lease_seconds": 60, "resources": {"num_cpus": 0.5}},
         "rewards": {
             "terms": [{"path": "tests.odd_rewards:SmoothReward"}],
             "groups_per_lease": 2,
+            "deadline_seconds": 300,
+            "lease_seconds": 60,
             "resources": {"num_cpus": 0.5},
         },
         "replay": {"mode": "ordered", "policy_lag": 1},
@@ -139,7 +142,7 @@ def run_tiny(
     from deploy.controller import Controller
     from deploy.run_directory import open_run_directory
 
-    config = RunConfig.model_validate(_changed(values, {"name": name, **(changes or {})}))
+    config = RunConfig.model_validate(changed(values, {"name": name, **(changes or {})}))
     stop = StopRequest()
     statuses: list[Mapping[str, Any]] = []
 
@@ -154,11 +157,12 @@ def run_tiny(
     return Run(config, result, statuses)
 
 
-def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's values with others at some keys, `{"actors.count": 2}`."""
     result = dict(values)
     for key, value in changes.items():
         head, dot, rest = key.partition(".")
-        result[head] = _changed(result.get(head) or {}, {rest: value}) if dot else value
+        result[head] = changed(result.get(head) or {}, {rest: value}) if dot else value
     return result
 
 

@@ -20,20 +20,31 @@ from learner.ordinals import read_ordinals, surviving_steps
 from learner.stop import StopRequest
 from learner.tune import NothingToTrainError
 from tests.integration.test_tune import assert_same_weights
+from tests.last_step import LastStep
 from tests.runs import SIGCONT, SIGKILL, SIGSTOP, STEPS, Run, signal_worker
 
 Tune = Callable[..., Run]
 SLOW = [{"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}]
 
 
-def strike_once(signals: Mapping[str, int], at_step: int) -> Callable[..., None]:
-    """Signals each named worker once, from the given step on."""
+@pytest.fixture
+def last(tiny_values: dict[str, Any], tmp_path: Path) -> LastStep:
+    """The last step of a slow run, which waits until the fault has been done."""
+    return LastStep(tiny_values, tmp_path)
+
+
+def strike_once(
+    signals: Mapping[str, int], at_step: int, last: LastStep | None = None
+) -> Callable[..., None]:
+    """Signals each named worker once, from the given step on; then the last step may begin."""
     left = dict(signals)
 
     def strike(status: Mapping[str, Any], stop: StopRequest) -> None:
         for name, number in list(left.items()):
             if status["step"] >= at_step and signal_worker(status, name, number):
                 del left[name]
+        if last is not None and not left:
+            last.begin()
 
     return strike
 
@@ -43,61 +54,75 @@ def restarts(run: Run, name: str) -> int:
     return next(w["restarts"] for w in run.statuses[-1]["workers"] if w["name"] == name)
 
 
-def test_killed_sampler_and_reward_worker_change_no_bit(tune: Tune, undisturbed: Run) -> None:
-    strike = strike_once({"sampler": SIGKILL, "reward": SIGKILL}, at_step=1)
-    run = tune("killed-workers", {"rewards.terms": SLOW}, strike)
+def test_killed_sampler_and_reward_worker_change_no_bit(
+    tune: Tune, undisturbed: Run, last: LastStep
+) -> None:
+    strike = strike_once({"sampler": SIGKILL, "reward": SIGKILL}, 1, last)
+    run = tune("killed-workers", last.changes, strike)
     assert restarts(run, "sampler") == restarts(run, "reward") == 1
     assert_same_weights(run, undisturbed)
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 100])
 def test_a_killed_learner_resumes_to_the_same_bits(
-    tune: Tune, undisturbed: Run, checkpoint_every: int
+    tune: Tune, undisturbed: Run, last: LastStep, checkpoint_every: int
 ) -> None:
     # With 100 it goes back to the start, further than the weight store keeps versions.
-    changes = {"rewards.terms": SLOW, "learner.checkpoint_every": checkpoint_every}
+    changes = last.changes | {"learner.checkpoint_every": checkpoint_every}
     name = f"killed-learner-{checkpoint_every}"
-    run = tune(name, changes, strike_once({"learner": SIGKILL}, at_step=4))
+    run = tune(name, changes, strike_once({"learner": SIGKILL}, 4, last))
     assert restarts(run, "learner") == 1
     assert_same_weights(run, undisturbed)
     assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, STEPS + 1))
 
 
 class FiveKills:
-    """Kills the learner at five moments of a seed: some while it starts, some while it trains."""
+    """Kills the learner at five moments of a seed: some while it starts, some while it trains.
 
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self._killed: set[int] = set()
+    Then the last of the steps may begin.
+    """
+
+    def __init__(self, seed: int, steps: int, last: LastStep) -> None:
+        self._random, self._steps, self._last = random.Random(seed), steps, last
+        self._aimed_at: set[int] = set()
         self.kills = 0
         self._plan(step=0)
 
     def _plan(self, step: int) -> None:
         self._starting = self._random.random() < 0.4
-        self._from_step = step + self._random.randint(1, 3)
+        self._from_step = min(step + self._random.randint(1, 3), self._steps - 1)
 
     def __call__(self, status: Mapping[str, Any], stop: StopRequest) -> None:
         (learner,) = (worker for worker in status["workers"] if worker["name"] == "learner")
-        pid = learner["pid"]
-        if self.kills == 5 or learner["state"] != "running" or pid in {None, *self._killed}:
+        pid, aimed_at = learner["pid"], self._aimed_at
+        if len(aimed_at) == 5 or learner["state"] != "running" or pid in {None, *aimed_at}:
             return
         if not self._starting and status["step"] < self._from_step:
             return
-        self._killed.add(pid)
-        self.kills += 1
+        aimed_at.add(pid)
         seconds = self._random.uniform(0, 6 if self._starting else 1)
-        threading.Timer(seconds, os.kill, (pid, SIGKILL)).start()
+        threading.Timer(seconds, self._kill, (pid,)).start()
         self._plan(status["step"])
 
+    def _kill(self, pid: int) -> None:
+        os.kill(pid, SIGKILL)
+        self.kills += 1
+        if self.kills == 5:
+            self._last.begin()
 
-def test_a_learner_killed_five_times_in_a_run_ends_with_the_same_bits(tune: Tune) -> None:
+
+def test_a_learner_killed_five_times_in_a_run_ends_with_the_same_bits(
+    tune: Tune, tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
     changes = {
+        "task.data.train": 4 * 20,
         "learner.steps": 20,
         "learner.checkpoint_every": 2,
     }
     undisturbed = tune("not-killed", changes)
-    kills = FiveKills(seed=4)
-    run = tune("killed-five-times", changes | {"rewards.terms": SLOW}, kills)
+    last = LastStep(tiny_values, tmp_path, changes)
+    kills = FiveKills(4, 20, last)
+    run = tune("killed-five-times", last.changes, kills)
     assert kills.kills == restarts(run, "learner") == 5
     assert_same_weights(run, undisturbed)
     assert [line["step"] for line in read_metrics(run.directory)] == list(range(1, 21))
@@ -116,15 +141,19 @@ def test_a_learner_killed_five_times_in_a_run_ends_with_the_same_bits(tune: Tune
     ],
 )
 def test_a_killed_or_stopped_service_is_started_anew_and_the_learner_goes_back(
-    tune: Tune, undisturbed: Run, service: str, number: int, checkpoint_every: int
+    tune: Tune,
+    undisturbed: Run,
+    last: LastStep,
+    service: str,
+    number: int,
+    checkpoint_every: int,
 ) -> None:
-    changes = {
-        "rewards.terms": SLOW,
+    changes = last.changes | {
         "learner.checkpoint_every": checkpoint_every,
         "cluster.reply_seconds": 30,
     }
     name = f"struck-{service}-{number}"
-    run = tune(name, changes, strike_once({service: number}, at_step=3))
+    run = tune(name, changes, strike_once({service: number}, 3, last))
     services = {each["name"]: each for each in run.statuses[-1]["services"]}
     assert services[service]["restarts"] == 1
     assert restarts(run, "learner") >= 1  # in the same process
@@ -155,17 +184,22 @@ def test_the_last_policy_is_evaluated_though_the_weight_store_dies_after_the_lea
 
 
 def test_a_killed_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
-    tune: Tune, two_hosts: Run
+    tune: Tune, two_hosts: Run, last: LastStep
 ) -> None:
-    first = strike_once({"learner-1": SIGKILL}, at_step=2)
-    then = strike_once({"learner-0": SIGKILL}, at_step=4)
+    left = [("learner-1", 2), ("learner-0", 4)]
 
     def strike(status: Mapping[str, Any], stop: StopRequest) -> None:
-        first(status, stop)
-        if all(w["restarts"] == 1 for w in status["workers"] if w["role"] == "learner"):
-            then(status, stop)
+        struck = 2 - len(left)
+        if left and all(
+            w["restarts"] == struck for w in status["workers"] if w["role"] == "learner"
+        ):
+            name, at_step = left[0]
+            if status["step"] >= at_step and signal_worker(status, name, SIGKILL):
+                del left[0]
+        if not left:
+            last.begin()
 
-    changes = {"learner.hosts": 2, "rewards.terms": SLOW, "learner.checkpoint_every": 1}
+    changes = last.changes | {"learner.hosts": 2, "learner.checkpoint_every": 1}
     run = tune("killed-hosts", changes, strike)
     assert restarts(run, "learner-0") == restarts(run, "learner-1") == 2
     assert_same_weights(run, two_hosts)
@@ -174,15 +208,14 @@ def test_a_killed_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
 
 @pytest.mark.parametrize("host", ["learner-0", "learner-1"])
 def test_a_stopped_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
-    tune: Tune, two_hosts: Run, host: str
+    tune: Tune, two_hosts: Run, last: LastStep, host: str
 ) -> None:
-    changes = {
+    changes = last.changes | {
         "learner.hosts": 2,
-        "rewards.terms": SLOW,
         "learner.checkpoint_every": 1,
         "learner.lease_seconds": 20,  # a step, its compilation included, takes less
     }
-    run = tune(f"stopped-{host}", changes, strike_once({host: SIGSTOP}, at_step=3))
+    run = tune(f"stopped-{host}", changes, strike_once({host: SIGSTOP}, 3, last))
     # The others wait for it in what all of them compute, and cannot tell why.
     assert restarts(run, "learner-0") == restarts(run, "learner-1") >= 1
     assert_same_weights(run, two_hosts)
@@ -193,13 +226,14 @@ def test_a_stopped_host_ends_the_others_and_the_group_resumes_to_the_same_bits(
 
 
 @pytest.mark.parametrize("worker", ["reward", "sampler"])
-def test_stopped_workers_are_found_and_replaced(tune: Tune, undisturbed: Run, worker: str) -> None:
-    changes = {
-        "rewards.terms": SLOW,
+def test_stopped_workers_are_found_and_replaced(
+    tune: Tune, undisturbed: Run, last: LastStep, worker: str
+) -> None:
+    changes = last.changes | {
         "rewards.lease_seconds": 3,
         "actors.lease_seconds": 3,
     }
-    run = tune(f"stopped-{worker}", changes, strike_once({worker: SIGSTOP}, at_step=1))
+    run = tune(f"stopped-{worker}", changes, strike_once({worker: SIGSTOP}, 1, last))
     assert restarts(run, worker) >= 1
     assert_same_weights(run, undisturbed)
 
@@ -297,7 +331,9 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_its_reason(tune: T
         if not stopping.is_set():
             signal_worker(status, "reward", SIGKILL)
 
-    changes = {"learner.steps": 1000, "rewards.terms": SLOW}
+    # Few are enough, and come within the time in which they are counted, however slow each is.
+    few = {"cluster.failures_allowed": 2}
+    changes = {"learner.steps": 1000, "rewards.terms": SLOW} | few
     with pytest.raises(WorkerError, match=r"reward failed \d times within .* died"):
         tune("always-killed", changes, kill_always)
     stopping.set()

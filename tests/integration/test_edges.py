@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,8 +24,10 @@ from replay.queue import QueueUnavailable
 from replay.redis_queue import RedisReplayQueue
 from replay.remote_queue import RemoteReplayQueue
 from tests.integration.test_commands import environment, write_config
+from tests.last_step import LastStep
+from tests.ports import free_port
 from tests.redis_server import MISSING, redis_server
-from tests.runs import STEPS, Run, assert_ends_near
+from tests.runs import STEPS, Run, assert_ends_near, changed
 
 WAIT = 240.0
 
@@ -34,12 +35,6 @@ WAIT = 240.0
 def own_environment() -> dict[str, str]:
     """As of a new shell: the Ray of these tests leaves its mode behind."""
     return {name: value for name, value in environment().items() if name != "RAY_AUTH_MODE"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Command:
@@ -159,8 +154,8 @@ def outside(directory: Path, values: dict[str, Any]) -> Iterator[Outside]:
 def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is_killed(
     undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    values = tiny_values | {"learner": tiny_values["learner"] | {"outside": True}}
-    with outside(tmp_path, values) as run:
+    last = LastStep(tiny_values, tmp_path, {"learner.outside": True})
+    with outside(tmp_path, changed(tiny_values, last.changes)) as run:
         tuning = run.start_run("waiting for a learner")
         replay, weights = run.serve("replay"), run.serve("weights")
         addresses = replay.address(), weights.address()
@@ -172,6 +167,7 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
         # A checkpoint is written after three of six: killed while or after it is, another goes on.
         run.until_trained(3, first)
         first.process.kill()
+        last.begin()
         second = run.learn(*addresses)
         code, said = second.finish()
         assert code == 0, said
@@ -194,14 +190,15 @@ def test_a_learner_with_an_address_and_a_token_trains_as_one_in_ray_though_it_is
 def test_two_hosts_with_an_address_and_a_token_end_near_where_one_does_though_one_is_killed(
     undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    values = tiny_values | {"learner": tiny_values["learner"] | {"outside": True, "hosts": 2}}
-    with outside(tmp_path, values) as run:
+    last = LastStep(tiny_values, tmp_path, {"learner.outside": True, "learner.hosts": 2})
+    with outside(tmp_path, changed(tiny_values, last.changes)) as run:
         tuning = run.start_run("waiting for a learner")
         replay, weights = run.serve("replay"), run.serve("weights")
         addresses = replay.address(), weights.address()
         first, second = run.learn_on_two_hosts(*addresses)
         run.until_trained(3, first)
         second.process.kill()
+        last.begin()
         code, said = first.finish()
         assert code == 1, said
         assert "HostLost: host 0 of 2 cannot go on without the others" in said
@@ -225,13 +222,8 @@ def test_two_hosts_with_an_address_and_a_token_end_near_where_one_does_though_on
 def test_workers_with_an_address_and_a_token_do_all_the_work_of_a_run_that_has_none(
     undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    # Slow enough for the run to be at work when one worker is stopped, and the same numbers.
-    slow = [{"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.5}}]
-    values = tiny_values | {
-        "actors": tiny_values["actors"] | {"count": 0},
-        "rewards": tiny_values["rewards"] | {"count": 0, "terms": slow},
-    }
-    with outside(tmp_path, values) as run:
+    last = LastStep(tiny_values, tmp_path, {"actors.count": 0, "rewards.count": 0})
+    with outside(tmp_path, changed(tiny_values, last.changes)) as run:
         tuning = run.start_run("waiting")
         replay, weights = run.serve("replay"), run.serve("weights")
         to_replay, to_weights = ("--replay", replay.address()), ("--weights", weights.address())
@@ -243,6 +235,7 @@ def test_workers_with_an_address_and_a_token_do_all_the_work_of_a_run_that_has_n
         first.process.terminate()
         code, said = first.finish()
         assert code == 0, said
+        last.begin()
         second = run.work("reward", *to_replay, name="second")
         for command in (tuning, sampler, second, replay, weights):
             code, said = command.finish()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.last_step import examples_of_last_step
 from tests.odd_rewards import set_gate
 from tests.ray_head import REPOSITORY, Head, ray_head
 from tests.runs import Run
@@ -47,8 +48,10 @@ def project(tmp_path: Path, tiny_values: dict[str, Any]) -> Path:
     for name in ("__init__.py", "odd_rewards.py"):
         shutil.copy(REPOSITORY / "tests" / name, directory / "tests" / name)
     values = tiny_values | {"name": "job", "initial": "initial.npz"}
+    options = {"gate": str(directory / "gate"), "held": examples_of_last_step(tiny_values)}
     values["rewards"] = values["rewards"] | {
-        "terms": [{"path": "my_reward:MyReward", "options": {"gate": str(directory / "gate")}}]
+        "terms": [{"path": "my_reward:MyReward", "options": options}],
+        "groups_per_lease": 1,
     }
     del values["runs"]
     set_gate(directory / "gate", "0")
@@ -138,11 +141,11 @@ def test_a_run_by_rays_own_command_is_stopped_with_a_checkpoint_and_resumed(
 
     # The checkpoint that is there is that of the stop.
     tune = (*tune, f"runs={runs}", "learner.checkpoint_every=100")
-    set_gate(project / "gate", "0.3")
+    set_gate(project / "gate", "0.3 held")  # so that it does not end before it is stopped
     begun = head.run(*submit, "--no-wait", "--", *tune, cwd=project)
     assert begun.returncode == 0, begun.stdout + begun.stderr
     wait_for(lambda: status_of(runs / "job")["step"] >= 2)
-    set_gate(project / "gate", "shut")  # so that it does not end before it is stopped
+    set_gate(project / "gate", "shut")
     newest = head.run("python", "-c", _NEWEST_JOB, head.jobs, cwd=project)
     job = json.loads(newest.stdout)
     stopped = head.run("ray", "job", "stop", "--address", head.jobs, job, cwd=project)
@@ -217,7 +220,7 @@ def test_a_run_leaves_its_checkpoint_while_its_head_is_ended_as_kubernetes_does(
     runs = tmp_path / "runs"
     variables = head_variables()
     with ray_head(variables=variables) as head:
-        set_gate(project / "gate", "0.3")
+        set_gate(project / "gate", "0.3 held")
         begun = head.run(
             *("ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--no-wait"),
             *("--", "rewardtune", "tune", "config.yaml", f"runs={runs}"),

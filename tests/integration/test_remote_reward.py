@@ -1,7 +1,6 @@
 """Tuning with rewards computed elsewhere: the same weights, and nothing lost or held up."""
 
 import asyncio
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,9 @@ from rewards.service import EXIT_STUCK
 from tests.integration.test_commands import environment, rewardtune, write_config
 from tests.integration.test_human_page_browser import groups, people
 from tests.integration.test_tune import assert_same_weights
-from tests.runs import STEPS, Run
+from tests.last_step import LastStep
+from tests.ports import free_port
+from tests.runs import STEPS, Run, changed
 from vision.tasks.registry import build_task
 
 WAIT = 120.0
@@ -36,7 +37,7 @@ class RewardServer:
         self._directory = directory
         self._config = write_config(directory, values, runs=str(directory))
         (directory / "token").write_text(token)
-        self.port = "0"
+        self.port = str(free_port())  # nobody else is given it between two servers
         self.start()
 
     def start(self) -> None:
@@ -51,10 +52,8 @@ class RewardServer:
         )
         assert self.process.stdout is not None
         said = self.process.stdout.readline()
-        found = re.search(r"at 127.0.0.1:(\d+)", said)
-        if found is None:
+        if f"at 127.0.0.1:{self.port}" not in said:
             raise AssertionError(said + self.process.communicate(timeout=WAIT)[1])
-        self.port = found[1]
 
     def kill(self) -> None:
         self.process.kill()
@@ -64,13 +63,15 @@ class RewardServer:
 def test_weights_are_those_of_the_local_reward_though_the_server_is_killed(
     tune: Tune, undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    server = RewardServer(tmp_path, tiny_values, "a-token")
+    last = LastStep(tiny_values, tmp_path)
+    server = RewardServer(tmp_path, changed(tiny_values, last.changes), "a-token")
     killed: list[int] = []
 
     def kill_at_two(status: Mapping[str, Any], stop: StopRequest) -> None:
         if status["step"] >= 2 and not killed:
             killed.append(status["step"])
             server.kill()
+            last.begin()
             server.start()
 
     remote = {
@@ -87,12 +88,12 @@ def test_weights_are_those_of_the_local_reward_though_the_server_is_killed(
         _, errors = server.process.communicate(timeout=WAIT)
     finally:
         server.process.kill()
-    assert killed
+    assert 2 <= killed[0] < STEPS
     assert_same_weights(run, undisturbed)
     queue = run.statuses[-1]["queue"]
     assert (queue["quarantined"], queue["dropped"]) == (0, 0)
     assert server.process.returncode == 0, errors
-    assert "SmoothReward at 127.0.0.1" in errors
+    assert "GatedReward at 127.0.0.1" in errors
     assert "stops" in errors
     assert "a-token" not in errors
 

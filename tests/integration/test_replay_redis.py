@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from learner.stop import StopRequest
 from replay.queue import QueueFull
 from replay.redis_fitness import RedisUnfit
 from replay.redis_runs import stored_runs
+from tests.last_step import LastStep
 from tests.redis_server import MISSING, RedisServer, redis_server
 from tests.runs import STEPS, Run
 
@@ -50,8 +52,13 @@ def test_weights_are_those_of_the_queue_in_memory(
 
 
 def test_a_killed_redis_changes_no_weight_and_is_shown_while_it_is_away(
-    tune: Tune, undisturbed: Run, server: RedisServer
+    tune: Tune,
+    undisturbed: Run,
+    server: RedisServer,
+    tiny_values: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
+    last = LastStep(tiny_values, tmp_path)
     seen: list[Mapping[str, Any]] = []
     away = 0
 
@@ -64,16 +71,16 @@ def test_a_killed_redis_changes_no_weight_and_is_shown_while_it_is_away(
         elif away == 1 and status["queue"]["waiting"]:
             away = 2
             server.start()
+            last.begin()
 
-    slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
-    run = tune("killed_redis", {"replay.url": server.url, "rewards.terms": [slow]}, kill_once)
+    run = tune("killed_redis", last.changes | {"replay.url": server.url}, kill_once)
     assert away == 2
     assert_same_weights(run, undisturbed)
     waiting = [status["queue"]["waiting"] for status in seen if status["queue"]["waiting"]]
     assert waiting[0].startswith("waiting for Redis at unix://")
-    last = seen[-1]
-    assert last["queue"]["interruptions"] >= 1
-    assert all(worker["restarts"] == 0 for worker in last["workers"])
+    final = seen[-1]
+    assert final["queue"]["interruptions"] >= 1
+    assert all(worker["restarts"] == 0 for worker in final["workers"])
 
 
 def test_a_redis_that_has_lost_its_last_writes_changes_no_weight(
@@ -106,8 +113,13 @@ def test_a_redis_that_has_lost_its_last_writes_changes_no_weight(
 
 
 def test_a_full_redis_ends_the_run_which_resumes_to_the_same_weights(
-    tune: Tune, undisturbed: Run, server: RedisServer
+    tune: Tune,
+    undisturbed: Run,
+    server: RedisServer,
+    tiny_values: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
+    last = LastStep(tiny_values, tmp_path)
     seen: list[str | None] = []
 
     def fill(status: Mapping[str, Any], stop: StopRequest) -> None:
@@ -115,12 +127,12 @@ def test_a_full_redis_ends_the_run_which_resumes_to_the_same_weights(
         if status["step"] >= 1:
             server.client().config_set("maxmemory", 1)
 
-    slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
-    changes = {"replay.url": server.url, "replay.patience_seconds": 2, "rewards.terms": [slow]}
+    changes = last.changes | {"replay.url": server.url, "replay.patience_seconds": 2}
     with pytest.raises(QueueFull, match="no room for 2 s, in which no group was trained"):
         tune("full_redis", changes, fill)
     assert "memory is full" in (seen[-1] or "")
     server.client().config_set("maxmemory", "1gb")
+    last.begin()
     run = tune("full_redis", changes)
     assert_same_weights(run, undisturbed)
     queue = run.statuses[-1]["queue"]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ from deploy.run_directory import read_status
 from replay.queue import Stage
 from replay.redis_queue import RedisReplayQueue
 from tests.integration.test_commands import environment, processes_of, write_config
+from tests.last_step import LastStep
 from tests.redis_server import MISSING, redis_server
-from tests.runs import STEPS, Run, wait_until_gone
+from tests.runs import STEPS, Run, changed, wait_until_gone
 
 WAIT = 240.0
-SLOW = [{"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}]
+
+
+def survivors_of(queue: RedisReplayQueue) -> int:
+    """Groups that have been sampled and not trained."""
+    stages = queue.stats().stages
+    return sum(stages[s].ready + stages[s].leased for s in (Stage.TO_SCORE, Stage.TO_TRAIN))
 
 
 def start(directory: Path, config: Path) -> "subprocess.Popen[str]":
@@ -41,31 +48,27 @@ def test_a_run_that_is_killed_as_a_whole_samples_nothing_again_that_survived_in_
 ) -> None:
     directory = tmp_path / "killed"
     with redis_server("--maxmemory-policy", "noeviction") as server:
-        values = tiny_values | {
-            "runs": str(tmp_path),
-            "replay": tiny_values["replay"] | {"url": server.url},
-            "rewards": tiny_values["rewards"] | {"terms": SLOW},
-            "learner": tiny_values["learner"] | {"checkpoint_every": 1},
-        }
+        last = LastStep(tiny_values, tmp_path, {"learner.checkpoint_every": 1})
+        changes = {"runs": str(tmp_path), "replay.url": server.url}
+        values = changed(tiny_values, last.changes | changes)
         config = write_config(tmp_path, values, name="killed")
         connection = server.connect()
         queue = RedisReplayQueue(connection, "killed")
         first = start(tmp_path, config)
         give_up = time.monotonic() + WAIT
-        while not (directory / "checkpoints" / "2").is_dir():
+        while not ((directory / "checkpoints" / "2").is_dir() and survivors_of(queue)):
             assert first.poll() is None, first.communicate()[0]
             assert time.monotonic() < give_up
             time.sleep(0.05)
         workers = processes_of(directory)
         # Ray ends its own when the command is gone; all that knows of the run dies here at once.
         for process in {first.pid, *workers}:
-            os.kill(process, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # Ray was quicker
+                os.kill(process, signal.SIGKILL)
         first.communicate()
         assert wait_until_gone(workers) == []
-        stages = queue.stats().stages
-        survivors = sum(
-            stages[s].ready + stages[s].leased for s in (Stage.TO_SCORE, Stage.TO_TRAIN)
-        )
+        survivors = survivors_of(queue)
+        last.begin()
         names = [entry.name for entry in (directory / "checkpoints").iterdir()]
         saved = max(int(name) for name in names if name.isdigit())
         second = start(tmp_path, config)

@@ -11,6 +11,7 @@ from deploy import cluster
 from deploy.run_directory import read_status
 from learner.metrics import read_metrics
 from learner.stop import StopRequest
+from tests.last_step import LastStep
 from tests.runs import STEPS, Run, wait_until_gone
 
 Tune = Callable[..., Run]
@@ -39,21 +40,24 @@ def test_weights_do_not_depend_on_the_number_of_workers(tune: Tune, undisturbed:
     assert_same_weights(run, undisturbed)
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(tune: Tune, undisturbed: Run) -> None:
+def test_a_stopped_run_resumes_to_the_same_weights(
+    tune: Tune, undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    last = LastStep(tiny_values, tmp_path)
+
     def stop_at_two(status: Mapping[str, Any], stop: StopRequest) -> None:
         if status["step"] >= 2:
             stop.request()
 
-    slow = {"path": "tests.odd_rewards:SlowReward", "options": {"seconds": 0.2}}
-    changes = {"rewards.terms": [slow]}
-    stopped = tune("interrupted", changes, stop_at_two)
+    stopped = tune("interrupted", last.changes, stop_at_two)
     assert stopped.result["state"] == "stopped"
-    last = read_status(stopped.directory)
-    assert last["state"] == "stopped"
-    assert {worker["state"] for worker in last["workers"]} == {"ended"}
+    told = read_status(stopped.directory)
+    assert told["state"] == "stopped"
+    assert {worker["state"] for worker in told["workers"]} == {"ended"}
     assert 2 <= stopped.result["step"] < STEPS
     assert not (stopped.directory / "final.npz").exists()
-    resumed = tune("interrupted", changes)
+    last.begin()
+    resumed = tune("interrupted", last.changes)
     assert resumed.result["state"] == "finished"
     assert_same_weights(resumed, undisturbed)
     steps = [line["step"] for line in read_metrics(resumed.directory)]
@@ -106,14 +110,20 @@ def test_the_evaluator_judges_the_published_versions_and_keeps_the_best(tune: Tu
     assert (run.directory / "best.npz").exists()
 
 
-def test_no_process_outlives_a_run(tune: Tune) -> None:
-    run = tune("tidy", {"actors.count": 2})
-    pids = {worker["pid"] for status in run.statuses for worker in status["workers"]}
-    assert len(pids - {None}) == 4
-    assert wait_until_gone([pid for pid in pids if pid]) == []
-    last = read_status(run.directory)
-    assert (last["state"], last["step"]) == ("finished", STEPS)
-    assert {worker["state"] for worker in last["workers"]} == {"ended"}
+def test_no_process_outlives_a_run(tune: Tune, tiny_values: dict[str, Any], tmp_path: Path) -> None:
+    last, pids = LastStep(tiny_values, tmp_path, {"actors.count": 2}), set()
+
+    def begin_when_all_are_there(status: Mapping[str, Any], stop: StopRequest) -> None:
+        pids.update(worker["pid"] for worker in status["workers"] if worker["pid"])
+        if len(pids) == 4:
+            last.begin()
+
+    run = tune("tidy", last.changes, begin_when_all_are_there)
+    assert len(pids) == 4
+    assert wait_until_gone(list(pids)) == []
+    told = read_status(run.directory)
+    assert (told["state"], told["step"]) == ("finished", STEPS)
+    assert {worker["state"] for worker in told["workers"]} == {"ended"}
 
 
 def test_a_run_directory_with_other_settings_is_refused(tune: Tune, undisturbed: Run) -> None:
