@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,19 @@ def processes_of(directory: Path) -> list[int]:
     """Worker processes that have a log of this run open."""
     found = []
     for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            targets = [os.readlink(link) for link in (process / "fd").iterdir()]
-        except (FileNotFoundError, PermissionError):
-            continue
-        if any(target.startswith(str(directory)) for target in targets):
+        if process.name.isdigit() and any(
+            target.startswith(str(directory)) for target in _open_files(process)
+        ):
             found.append(int(process.name))
     return found
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """Those of a process that is there; it may close some meanwhile, and end."""
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for link in (process / "fd").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                yield os.readlink(link)
 
 
 def test_pretrain_tune_evaluate_and_status_work_one_after_the_other(
