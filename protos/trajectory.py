@@ -36,6 +36,13 @@ class InfrastructureError(Exception):
     """Raised by a reward for what another worker may manage."""
 
 
+class RewardAway(InfrastructureError):
+    """Raised by a reward that is computed elsewhere, where nobody has been there to be asked.
+
+    That is not the group's fault: it goes back untried, and the worker begins anew.
+    """
+
+
 class PolicyNotHeld(LookupError):
     """A policy version that is not there, or no more."""
 

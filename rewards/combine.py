@@ -14,6 +14,7 @@ from protos.trajectory import (
     FailureKind,
     InfrastructureError,
     Outcome,
+    RewardAway,
     Scored,
     failure_kind,
 )
@@ -95,6 +96,8 @@ class _Terms:
             return outcomes_of()
         except MemoryError as error:
             raise MemoryError(f"{name}: {describe(error)}") from error
+        except RewardAway as error:
+            raise RewardAway(f"{name}: {error}") from error
         except Exception as error:
             if failure_kind(error) is FailureKind.INFRASTRUCTURE:
                 raise InfrastructureError(f"{name}: {error}") from error

@@ -3,7 +3,8 @@
     rewards: {terms: [{path: "rewards.remote:RemoteReward", options: {address: "host:50061"}}]}
 
 Both calls are idempotent, so one that got no answer is repeated. What is then still unanswered is
-an infrastructure failure: the queue gives the group to another worker. What the server says of the
+an infrastructure failure: the queue gives the group to another worker. Where there was no server
+to be asked it is `RewardAway`, which costs the group no delivery. What the server says of the
 samples comes back as it is.
 """
 
@@ -29,7 +30,7 @@ from protos.edge import (
 )
 from protos.reward import DESCRIBE, SCORE, Description, ScoreResponse
 from protos.tokens import TokenSource
-from protos.trajectory import FailureKind, InfrastructureError, Outcome, WireError
+from protos.trajectory import FailureKind, InfrastructureError, Outcome, RewardAway, WireError
 from rewards.facts import differences, task_facts
 from rewards.reward import Group
 from vision.tasks.task import Task
@@ -68,7 +69,7 @@ class RemoteReward:
       ca_file: encrypt, and check it against these (PEM).
       certificate, key: PEM files of the workers, for a server that asks for them (mutual TLS).
       insecure: the token may travel in plain text, over a network that is trusted.
-      connect_seconds: how long to wait at start for a server that does not answer yet.
+      connect_seconds: how long to wait for a server that is not there, at start and later.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class RemoteReward:
                 raise RemoteRewardError(f"{name} is {value}; it must be at least {least}")
         self.in_flight = in_flight
         self._address = address
-        self._deadline = deadline_seconds
+        self._deadline, self._connect_seconds = deadline_seconds, connect_seconds
         self._retries = retries
         self._credentials = channel_credentials(tls, ca_file, certificate, key)
         self._token = TokenSource(token_env, token_file)
@@ -166,6 +167,7 @@ class RemoteReward:
         if self._channel is None:  # it belongs to this event loop
             self._channel = self._open(grpc.aio)
         score = self._channel.unary_unary(SCORE)
+        await self._connect(self._channel)
         give_up = time.monotonic() + self._deadline
         attempt, said = 0, None
         for tries in itertools.count(1):
@@ -193,6 +195,23 @@ class RemoteReward:
             attempt += 1
             await asyncio.sleep(pause)
         raise AssertionError("the loop has no other end")
+
+    async def _connect(self, channel: grpc.aio.Channel) -> None:
+        """Waits for the server. A group that ends it again and again gets past this: that counts.
+
+        Raises:
+          RewardAway: it is not there for `connect_seconds`.
+        """
+        if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return
+        try:
+            logger.warning("reward at %s: waiting for it", self._address)
+            async with asyncio.timeout(self._connect_seconds):
+                await channel.channel_ready()
+        except TimeoutError as error:
+            raise RewardAway(
+                f"no reward answers at {self._address} for {self._connect_seconds:g} s"
+            ) from error
 
     def _failure(self, error: grpc.RpcError, tries: int) -> Exception:
         reason = f"the reward at {self._address}, asked {tries} times: {_say(error)}"

@@ -18,7 +18,16 @@ from typing import Any
 import numpy as np
 
 from protos.reward import ScoreRequest
-from protos.trajectory import Failed, FailureKind, Outcome, Sampled, Scored, ScoredGroup, Ticket
+from protos.trajectory import (
+    Failed,
+    FailureKind,
+    Outcome,
+    RewardAway,
+    Sampled,
+    Scored,
+    ScoredGroup,
+    Ticket,
+)
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import LOAD_SECONDS, WAIT_SECONDS, PullingWorker, WorkerStatus
 from replay.queue import Lease, ReplayQueue, Stage
@@ -80,11 +89,7 @@ class RewardWorker(PullingWorker):
         self._keeper = keeper
         self._split = split
         self._flushing = threading.Lock()
-        self._in_flight = (
-            InFlight(reward.in_flight, self._flush_answers) if is_submitted(reward) else None
-        )
-        if self._in_flight is not None:
-            keeper.on_lost = self._in_flight.abandon
+        self._in_flight: InFlight | None = None
 
     def _wanted(self) -> int:
         if self._in_flight is None:
@@ -93,14 +98,20 @@ class RewardWorker(PullingWorker):
         return min(self._leases, self._in_flight.wait_for_room(WAIT_SECONDS))
 
     def run(self) -> dict[str, Any]:
-        """See `PullingWorker`; groups that nobody has answered by its end go back untried."""
+        """See `PullingWorker`; groups that nobody has answered by its end go back untried.
+
+        It may run again after it has raised.
+        """
+        if not is_submitted(self._reward):
+            return super().run()
+        self._in_flight = InFlight(self._reward.in_flight, self._flush_answers)
+        self._keeper.on_lost = self._in_flight.abandon
         try:
             return super().run()
         finally:
-            if self._in_flight is not None:
-                unanswered = self._in_flight.close()
-                self._keeper.drop(unanswered)
-                self._queue.release([lease.id for lease in unanswered])
+            unanswered = self._in_flight.close()
+            self._keeper.drop(unanswered)
+            self._queue.release([lease.id for lease in unanswered])
 
     def _apart_if_failed(self, leases: list[Lease]) -> list[Lease]:
         """A group whose delivery failed may end this process: it is scored with no others held."""
@@ -141,6 +152,9 @@ class RewardWorker(PullingWorker):
                     self._flush_answers(done)
                     done, flushed = [], time.monotonic()
             self._flush_answers(done)
+        except RewardAway:
+            self._queue.release([lease.id for lease in leases])
+            raise
         finally:
             self._keeper.drop(ours)
 
@@ -165,13 +179,22 @@ class RewardWorker(PullingWorker):
         return Answer(lease, sampled, start(self._reward, group), group.seconds)
 
     def _flush_answers(self, answers: Sequence[Answer]) -> None:
-        """Gives answered groups their outcomes, from whichever thread has them."""
+        """Gives answered groups their outcomes, from whichever thread has them.
+
+        Raises:
+          RewardAway: a group could not be judged for it; it goes back untried.
+        """
         completed, failed, called_off = [], [], []
+        away: RewardAway | None = None
         with self._flushing:
             for answer in answers:
                 self.status.spent(answer.seconds)
                 if answer.outcomes.cancelled():
                     called_off.append(answer.lease.id)
+                    continue
+                if isinstance(error := answer.outcomes.exception(), RewardAway):
+                    called_off.append(answer.lease.id)
+                    away = error
                     continue
                 result = self._outcomes(answer)
                 if isinstance(result, GroupFailure):
@@ -186,6 +209,8 @@ class RewardWorker(PullingWorker):
         if called_off:
             self._queue.release(called_off)
         self._keeper.drop([answer.lease for answer in answers])
+        if away is not None:
+            raise away
 
     def _outcomes(self, answer: Answer) -> tuple[Outcome, ...] | GroupFailure:
         ticket = answer.sampled.ticket

@@ -98,6 +98,40 @@ def test_weights_are_those_of_the_local_reward_though_the_server_is_killed(
     assert "a-token" not in errors
 
 
+def test_a_server_that_is_away_for_longer_than_all_tries_costs_no_group(
+    tune: Tune, undisturbed: Run, tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    last = LastStep(tiny_values, tmp_path)
+    server = RewardServer(tmp_path, changed(tiny_values, last.changes), "a-token")
+    away: list[str] = []
+
+    def come_back_late(status: Mapping[str, Any], stop: StopRequest) -> None:
+        (worker,) = (one for one in status["workers"] if one["name"] == "reward")
+        if server.process.poll() is None and status["step"] >= 2 and not away:
+            server.kill()
+            last.begin()
+        if worker["restarts"] >= 4 and not away:  # more often than a group may be tried
+            away.append(worker["last_failure"])
+            server.start()
+
+    options = {
+        "address": f"127.0.0.1:{server.port}",
+        "token_file": str(tmp_path / "token"),
+        "retries": 1,
+        "connect_seconds": 3,
+    }
+    terms = [{"path": "rewards.remote:RemoteReward", "options": options}]
+    changes = {"rewards.terms": terms, "cluster.failures_allowed": 1000}
+    try:
+        run = tune("remote-away", changes, come_back_late)
+    finally:
+        server.process.kill()
+    assert f"no reward answers at 127.0.0.1:{server.port}" in away[0]
+    assert_same_weights(run, undisturbed)
+    queue = run.statuses[-1]["queue"]
+    assert (queue["quarantined"], queue["dropped"]) == (0, 0)
+
+
 def test_a_server_whose_reward_hangs_says_so_and_exits(
     tmp_path: Path, tiny_values: dict[str, Any]
 ) -> None:

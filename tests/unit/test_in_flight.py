@@ -1,11 +1,11 @@
 """A reward that is computed elsewhere: groups wait without holding up others, and none is lost."""
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from protos.trajectory import InfrastructureError, Scored, ScoredGroup
+from protos.trajectory import InfrastructureError, RewardAway, Scored, ScoredGroup
 from replay.lease_keeper import LeaseKeeper
 from rewards.in_flight import Answer, InFlight
 from rewards.worker import RewardWorker
@@ -133,6 +133,27 @@ def test_groups_without_an_answer_go_back_untried_when_the_worker_stops(queue):
     for answer in late.values():  # to nobody: the group has its one outcome from the next worker
         answer.set_result([Scored(-1.0)] * SAMPLES)
     with Running(queue, desk):
+        desk.wait_for(GROUPS)
+        for example in list(desk.open):
+            desk.answer(example, 1.0)
+        assert train(queue) == {ordinal: [1.0] * SAMPLES for ordinal in range(GROUPS)}
+
+
+def test_groups_whose_server_is_away_go_back_untried_and_the_worker_runs_again(queue):
+    desk, examples = Desk(), example_of(queue)
+    running = Running(queue, desk)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):  # more often than a group may be tried
+            ended = pool.submit(running.worker.run)
+            desk.wait_for(GROUPS)
+            desk.answer(examples[0], RewardAway("nobody answers"))
+            with pytest.raises(RewardAway, match="nobody answers"):
+                ended.result(WAIT)
+            stats = queue.stats()
+            assert (stats.stages["to_score"].ready, stats.stages["to_score"].leased) == (GROUPS, 0)
+            assert (stats.redelivered, stats.quarantined) == (0, 0)
+            desk.open.clear()
+    with running:  # it is back: the same worker goes on
         desk.wait_for(GROUPS)
         for example in list(desk.open):
             desk.answer(example, 1.0)

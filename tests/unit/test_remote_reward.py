@@ -16,6 +16,7 @@ from protos.trajectory import (
     Failed,
     FailureKind,
     InfrastructureError,
+    RewardAway,
     Scored,
 )
 from rewards import remote as remote_module
@@ -140,13 +141,22 @@ def test_a_group_survives_the_death_of_the_server_that_held_it():
         away.close()
 
 
-def test_a_server_that_is_gone_is_an_infrastructure_failure():
-    with serving() as server:
+def test_a_server_that_is_not_there_is_told_apart_from_one_that_does_not_answer():
+    async def score(data: bytes) -> bytes:
+        raise Refused(grpc.StatusCode.UNAVAILABLE, "the model is away")
+
+    with stub(score) as server:
         away = RemoteReward(TASK, server.address, retries=0, **SURE)
-    failure = outcome_of(away)
-    away.close()
-    assert failure.kind is FailureKind.INFRASTRUCTURE
-    assert "UNAVAILABLE" in failure.reason
+        error = start(away, group(TASK)).exception(WAIT)
+        assert type(error) is InfrastructureError
+        assert "asked 1 times: UNAVAILABLE: the model is away" in str(error)
+        gone = RemoteReward(TASK, server.address, connect_seconds=1)
+    for reward in (gone, SubmittedSum([(SumReward(), 1.0), (gone, 1.0)])):
+        error = start(reward, group(TASK)).exception(WAIT)
+        assert isinstance(error, RewardAway)
+        assert f"no reward answers at {server.address} for 1 s" in str(error)
+    for one in (away, gone):
+        one.close()
 
 
 def test_a_deadline_ends_the_wait():
