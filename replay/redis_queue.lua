@@ -1,5 +1,5 @@
--- The transitions of the replay queue inside Redis, one for each call. redis_groups.lua and
--- redis_restart.lua go before.
+-- The transitions of the replay queue inside Redis, one for each call. redis_groups.lua,
+-- redis_ready.lua and redis_restart.lua go before.
 
 function operations.lease(arguments)
   local joined = arguments[7]  -- the queue that the worker means; '' if it is any of the run's name

@@ -1,8 +1,8 @@
 """The queue's contract over Redis: shared by any process that reaches it, and durable with AOF.
 
-The rules are those of `replay.state`, in `redis_groups.lua`, `redis_restart.lua` and
-`redis_queue.lua`: each call is one script, which Redis runs whole or not at all. Time is Redis's
-own, so workers' clocks do not matter. Tickets are not stored: who samples computes them.
+The rules are those of `replay.state`, in `redis_groups.lua` and the files that follow it: each call
+is one script, which Redis runs whole or not at all. Time is Redis's own, so workers' clocks do not
+matter. Tickets are not stored: who samples computes them.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ OWNER_SECONDS = 30.0
 
 _SCRIPT = b"\n".join(
     (Path(__file__).parent / f"redis_{part}.lua").read_bytes()
-    for part in ("groups", "restart", "queue")
+    for part in ("groups", "ready", "restart", "queue")
 )
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 
@@ -359,8 +359,9 @@ class RedisReplayQueue:
         """Ends a `restart` of this client's learner, of which Redis may have forgotten the end."""
         if self._epoch:
             with suppress(LearnerFenced):  # it is another learner's
-                while self._call("restart_on", self._epoch):
-                    pass
+                left = self._call("restart_on", self._epoch, 1)
+                while left:
+                    left = self._call("restart_on", self._epoch)
 
     def _no_such_run(self) -> QueueUnavailable:
         return QueueUnavailable(

@@ -1,4 +1,4 @@
--- A learner goes on from a frontier, see `ReplayQueue.restart`, in Redis; redis_groups.lua goes before.
+-- A learner goes on from a frontier, see `ReplayQueue.restart`, in Redis; redis_ready.lua goes before.
 --
 -- It takes several calls, since Redis serves nobody else in a call: one `restart`, and `restart_on`
 -- until it says 0. Between them the queue hands out nothing and takes nothing in. At each moment no
@@ -146,11 +146,14 @@ local function fill_up(at)
   return true
 end
 
+-- '1' after the epoch goes through all of it once more: a cursor means nothing to another process
+-- of Redis, and what was done already changes nothing.
 function operations.restart_on(arguments)
   if is_fenced(arguments[1]) then return {'fenced', arguments[1]} end
   local at = restarting
   if not at then return {'ok', 0} end  -- it is done, and the answer was lost
   begin_writing()
+  if arguments[2] == '1' then at[PHASE], at[CURSOR] = PARKED, '0' end
   if at[PHASE] == FILL then
     if fill_up(at) then
       call('HDEL', meta, 'restarting')

@@ -11,7 +11,7 @@ from deploy.queues import RunQueue
 from replay import redis_connection
 from replay.lease_keeper import LeaseKeeper
 from replay.queue import Completion, QueueFull, Stage
-from replay.redis_queue import RedisReplayQueue
+from replay.redis_queue import RedisReplayQueue, key_prefix
 from replay.tickets import TicketSource
 from tests.redis_server import MISSING, redis_server
 from tests.unit.test_redis_queue import CONFIG, open_run, pass_stage
@@ -165,3 +165,17 @@ def test_leases_last_for_longer_while_nobody_can_renew_them():
         assert [lease.ordinal for lease in held.lease("to_score", 1, None, "lives")] == [
             lease.ordinal for lease in lost
         ]
+
+
+def test_a_clock_that_steps_back_leaves_the_time_of_the_last_call_right(server):
+    queue, connection = open_run(server, "stepped", CONFIG), server.connect()
+    queue.stats()
+    meta = f"{key_prefix('stepped')}meta"
+
+    def served():
+        return float(connection.run("hget", lambda client, again: client.hget(meta, "served")))
+
+    ahead = served() + 600
+    connection.run("hset", lambda client, again: client.hset(meta, "served", ahead))
+    queue.stats()
+    assert served() < ahead - 300
