@@ -32,7 +32,8 @@ from deploy.queues import RunQueue, start_queue
 from deploy.recent import Recent
 from deploy.reward_hacking import RewardHackingWatch
 from deploy.run_directory import run_id, with_run_id, write_status
-from deploy.run_status import run_status
+from deploy.run_status import OUTSIDE, run_status
+from deploy.run_watch import LOOK_SECONDS
 from deploy.scaling import Scaling
 from deploy.services import Service, WeightsProcess, silent_ones_ended
 from deploy.targets import TARGETS, TargetsBoard, TargetsReader
@@ -171,8 +172,16 @@ class Controller:
         self._report(queue)
         queue.close()
         self._pool.stop_others()
+        self._let_edges_hear()
         logger.info("the run is %s", learner.finished["state"])
         return learner.finished
+
+    def _let_edges_hear(self) -> None:
+        """Keeps a closed queue for as long as its edges may take to see that: they tell workers."""
+        config, stats = self._config, self._stats
+        outside = stats is not None and any(OUTSIDE in name for name in stats.held_by_worker)
+        if config.replay.url is None and (config.learner.outside or outside):
+            time.sleep(2 * LOOK_SECONDS)
 
     def _await_outside_learner(self, weights: RayWeights) -> None:
         self._publish_initial(weights)

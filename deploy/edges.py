@@ -18,7 +18,7 @@ from deploy.environment import use_token_of_this_machine
 from deploy.payloads import PayloadCheck
 from deploy.queues import join_queue
 from deploy.run_directory import RunDirectoryError, read_status
-from deploy.run_watch import RunWatch, reach
+from deploy.run_watch import LOOK_SECONDS, RunWatch, reach
 from deploy.runs import prepare_data
 from deploy.same_run import check_same_run
 from deploy.serve import leave
@@ -34,7 +34,6 @@ from vision.tasks.registry import build_task
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
 FAREWELL_SECONDS = 10.0
 """More than the pauses of a worker that asks again: it ends well where it hears of the end."""
 
@@ -83,7 +82,7 @@ def serve_replay(config: RunConfig, options: EdgeOptions, wait: float = 0.0) -> 
         PayloadCheck(run, task, tickets, lambda: _trained(queue)),
         task_facts(task),
     )
-    watch = _watch(config) if in_ray else _config_watch(queue, told)
+    watch = _watch(config, service.look) if in_ray else _config_watch(queue, told)
     # On Redis the same run may go on with another config: its workers ask the next server.
     farewell = service.end if in_ray else None
     serve_and_leave(service, options, f"the queue of {config.name}", watch, farewell)
@@ -134,10 +133,18 @@ def _trained(queue: ReplayQueue) -> int:
     return stats.acked - stats.dropped
 
 
-def _watch(config: RunConfig) -> RunWatch:
+def _watch(config: RunConfig, look: Callable[[], None] = lambda: None) -> RunWatch:
+    """Until the run's actors are gone; looks at them by `look`, too, as long as they are there."""
     actor = processes.actor_name(config, processes.WEIGHTS)
     address = ray.get_runtime_context().gcs_address
-    return RunWatch(lambda: _at_work(actor), lambda: reach(address))
+
+    def at_work() -> bool:
+        if not _at_work(actor):
+            return False
+        look()
+        return True
+
+    return RunWatch(at_work, lambda: reach(address))
 
 
 def _config_watch(queue: ReplayQueue, told: str) -> RunWatch:
@@ -169,7 +176,7 @@ def serve_and_leave(
     options: EdgeOptions,
     what: str,
     watch: RunWatch | None,
-    farewell: Callable[[], None] | None = None,
+    farewell: Callable[[], bool] | None = None,
 ) -> NoReturn:
     """Serves until a signal, or until the run has ended; then ends the process, with code 0.
 
@@ -181,8 +188,8 @@ def serve_and_leave(
       options: where, and for whom.
       what: it is, for the log.
       watch: of the run; None where nothing tells its end.
-      farewell: has those who ask be told that the run has ended, for `FAREWELL_SECONDS`; None:
-        nobody waits to hear that.
+      farewell: has those who ask be told that the run has ended, for `FAREWELL_SECONDS`, unless it
+        says that this is not known; None: nobody is told.
 
     Raises:
       EdgeError: it cannot listen.
@@ -197,7 +204,7 @@ async def _serve(
     options: EdgeOptions,
     what: str,
     watch: RunWatch | None,
-    farewell: Callable[[], None] | None,
+    farewell: Callable[[], bool] | None,
 ) -> None:
     stop = stop_on_signals()
     server = EdgeServer(service.services(), options)
@@ -211,8 +218,7 @@ async def _serve(
             continue
     why = f": {watch.over}" if watch is not None and not stop.is_set() else ""
     logger.info("%s at %s stops%s", what, address, why)
-    if farewell is not None and not stop.is_set():
-        farewell()
+    if farewell is not None and not stop.is_set() and farewell():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), FAREWELL_SECONDS)
     service.stop()

@@ -1,7 +1,7 @@
 """A learner outside of Ray: it trains a run through the run's edges."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def learn(
             finally:
                 send_spans()
         if result["state"] == "finished" and hosts.first:
-            queue.close()
+            with suppress(QueueClosed):  # a repetition: the answer was lost, and the run has ended
+                queue.close()
     if result["state"] != "finished":
         raise TrainingInterrupted(
             f"stopped after step {result['step']}; the same command resumes while the run lives"

@@ -14,6 +14,8 @@ from ray.exceptions import RayError
 
 from protos.edge import split_address
 
+LOOK_SECONDS = 2.0
+"""How often a server looks."""
 ANSWER_SECONDS = 10.0
 REFUSALS = 2
 """A head that is started again listens again before so many looks have been refused."""

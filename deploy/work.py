@@ -28,7 +28,7 @@ from learner.stop import StopRequest
 from protos.edge_client import Peer
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import PullingWorker
-from replay.queue import QueueUnavailable, ReplayQueue
+from replay.queue import QueueClosed, QueueUnavailable, ReplayQueue
 from replay.remote_queue import RemoteReplayQueue
 from vision.tasks.registry import build_task
 from vision.tasks.task import Task
@@ -64,6 +64,22 @@ def work(
       ConfigError: the queue is of another run than the config, or its data is another here.
       QueueUnavailable, WeightsUnavailable, ...: what ended it.
     """
+    try:
+        _work(role, replay, weights, config, overrides, name, grace)
+    except QueueClosed as error:  # said to what it asked at its beginning or end
+        logger.info("%s ends: %s", role, error)
+    return 0
+
+
+def _work(
+    role: Role,
+    replay: Peer,
+    weights: Peer | None,
+    config: str | None,
+    overrides: Sequence[str],
+    name: str | None,
+    grace: float,
+) -> None:
     queue = RemoteReplayQueue(replay)
     with ExitStack() as connections, StopRequest() as stop:
         connections.callback(queue.disconnect)
@@ -89,7 +105,7 @@ def work(
         queue.release_worker(worker, f"{worker} was started anew")
         try:
             done = _run(built, stop, grace)
-        except QueueUnavailable:
+        except (QueueClosed, QueueUnavailable):
             raise
         except Exception as error:
             # Others need not wait for its leases to run out.
@@ -101,7 +117,6 @@ def work(
         else:
             why = "was asked to stop" if stop.requested else "the run is over"
             logger.info("%s ends after %d groups: %s", worker, done["groups"], why)
-    return 0
 
 
 def _build(

@@ -93,9 +93,17 @@ class ReplayService:
             }
         }
 
-    def end(self) -> None:
-        """The run has ended: whoever asks is told so, and the queue is not asked any more."""
-        self._ended = True
+    def look(self) -> None:
+        """Notes whether the run has ended; `QueueUnavailable` where the queue does not say."""
+        self._over = self._queue.stats().closed
+
+    def end(self) -> bool:
+        """The queue is gone, and not asked any more; returns whether its run had ended.
+
+        Then whoever asks is told so. Else the run was killed, and may go on at another place.
+        """
+        self._ended = self._over
+        return self._ended
 
     def stop(self) -> None:
         """Ends waits; to be called before the server stops."""

@@ -127,7 +127,7 @@ def test_who_asks_after_the_end_of_a_run_is_told_of_it_before_the_server_leaves(
             def stop(self): print("stops", flush=True)
             def close(self): pass
 
-        end = lambda: ended.append(True)
+        end = lambda: not ended.append(True)
         edges.serve_and_leave(Service(), EdgeOptions(port=0), "a queue", Run(), end)
     """
     server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

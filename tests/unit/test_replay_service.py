@@ -300,9 +300,12 @@ def test_once_the_run_has_ended_its_queue_is_not_asked_any_more():
             waiting = pool.submit(client.lease, "to_score", 1, None, "waits", WAIT)
             while not queue._queue._waiters[Stage.TO_SCORE]:
                 time.sleep(0.01)
-            service.end()
+            service.look()
+            assert not service.end()  # nobody has closed it: its run was killed
+            queue.close()
             with pytest.raises(QueueClosed, match="the run is over"):
                 waiting.result(WAIT)
+        service.look()
+        assert service.end()
         with pytest.raises(QueueClosed, match="the run is over"):
-            client.lease("to_sample", 1, None, "late")
-        assert queue.stats().out == 0
+            client.release_worker("late", "it is not asked")

@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def working(tiny_values, directory, reward, held_before=0, **rewards):
+def working(tiny_values, directory, reward, held_before=0, over=False, **rewards):
     """A queue with four groups to score, and a worker of them, which has held some before."""
     terms = [{"path": f"tests.odd_rewards:{reward[0]}", "options": reward[1]}]
     changed = {
@@ -52,6 +52,10 @@ def working(tiny_values, directory, reward, held_before=0, **rewards):
         server, service = serving_queue(
             queue, config=config.model_dump_json(), task=task_facts(task)
         )
+        if over:
+            queue.close()
+            service.look()
+            assert service.end()
         with server:
             arguments = (
                 "work",
@@ -99,6 +103,14 @@ def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds_untried(tiny_va
         assert "reward@w was asked to stop; 4 groups go to others" in said
         again = queue.lease("to_score", 4, None, "r")
         assert [(lease.ordinal, lease.delivery) for lease in again] == [(n, 1) for n in range(4)]
+
+
+def test_a_worker_that_comes_when_the_run_is_over_ends_well(tiny_values, tmp_path):
+    with working(tiny_values, tmp_path, ("SmoothReward", {}), over=True) as (_, worker):
+        _, said = worker.communicate(timeout=WAIT)
+    assert worker.returncode == 0, said
+    assert "reward ends: the run is over" in said
+    assert "Traceback" not in said
 
 
 def test_a_worker_that_is_started_anew_gives_back_what_killed_it_as_failed(tiny_values, tmp_path):
