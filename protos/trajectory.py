@@ -32,7 +32,7 @@ class WireError(ValueError):
     """Bytes or values that the wire contract does not allow."""
 
 
-class InfrastructureError(Exception):
+class InfrastructureError(RuntimeError):
     """Raised by a reward for what another worker may manage."""
 
 

@@ -76,10 +76,12 @@ class InFlight:
             return max(0, self._limit - len(self._waiting))
 
     def close(self) -> list[Lease]:
-        """Ends the thread; returns the leases of the groups that have not been finished."""
+        """Ends the thread, and calls off what has not been finished; returns its leases."""
         self._closed = True
         self._answered.put(None)
         self._thread.join()
+        for answer in self._waiting.values():
+            answer.outcomes.cancel()
         return [answer.lease for answer in self._waiting.values()]
 
     def _finish_forever(self) -> None:

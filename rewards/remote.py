@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0
 BUSY_SECONDS = 2.0
+QUIET_SECONDS = 1.0
 # The server may not have seen the call, or lost it: asking again does no harm and may help.
 _REPEATED = {
     grpc.StatusCode.UNAVAILABLE,
@@ -61,7 +62,7 @@ class RemoteReward:
 
     Options:
       address: host:port of `rewardtune serve reward` or `serve human`.
-      deadline_seconds: the longest that a group may take, repetitions included.
+      deadline_seconds: the longest that a group may take at a server, repetitions included.
       retries: repetitions in a row that get no answer; pauses grow from 0.2 s to 10 s.
       in_flight: groups that a worker may have submitted and not answered.
       token_env, token_file: where the bearer token is, in the reward workers' environment.
@@ -202,15 +203,23 @@ class RemoteReward:
         Raises:
           RewardAway: it is not there for `connect_seconds`.
         """
-        if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+        ready = asyncio.ensure_future(channel.channel_ready())
+        try:
+            done, _ = await asyncio.wait({ready}, timeout=min(QUIET_SECONDS, self._connect_seconds))
+            if not done:
+                logger.warning("reward at %s: waiting for it", self._address)
+                done, _ = await asyncio.wait({ready}, timeout=self._connect_seconds)
+        finally:
+            ready.cancel()
+        if done:
             return
         try:
-            logger.warning("reward at %s: waiting for it", self._address)
-            async with asyncio.timeout(self._connect_seconds):
-                await channel.channel_ready()
-        except TimeoutError as error:
+            describe = channel.unary_unary(DESCRIBE)
+            await describe(b"", timeout=QUIET_SECONDS, metadata=self._token.metadata())
+        except grpc.aio.AioRpcError as error:
             raise RewardAway(
-                f"no reward answers at {self._address} for {self._connect_seconds:g} s"
+                f"no reward answers at {self._address} for {self._connect_seconds:g} s "
+                f"({_say(error)})"
             ) from error
 
     def _failure(self, error: grpc.RpcError, tries: int) -> Exception:

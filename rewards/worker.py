@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ from protos.trajectory import (
 )
 from replay.lease_keeper import LeaseKeeper
 from replay.pulling import LOAD_SECONDS, WAIT_SECONDS, PullingWorker, WorkerStatus
-from replay.queue import Lease, ReplayQueue, Stage
+from replay.queue import Lease, QueueClosed, ReplayQueue, Stage
 from rewards.in_flight import Answer, InFlight
 from rewards.judge import LARGEST, GroupFailure, group_failure, start
 from rewards.judge import failed as raising
@@ -111,7 +112,8 @@ class RewardWorker(PullingWorker):
         finally:
             unanswered = self._in_flight.close()
             self._keeper.drop(unanswered)
-            self._queue.release([lease.id for lease in unanswered])
+            with suppress(QueueClosed):  # an edge says so of a run that has ended
+                self._queue.release([lease.id for lease in unanswered])
 
     def _apart_if_failed(self, leases: list[Lease]) -> list[Lease]:
         """A group whose delivery failed may end this process: it is scored with no others held."""
@@ -153,7 +155,7 @@ class RewardWorker(PullingWorker):
                     done, flushed = [], time.monotonic()
             self._flush_answers(done)
         except RewardAway:
-            self._queue.release([lease.id for lease in leases])
+            self._queue.release([lease.id for lease in ours])
             raise
         finally:
             self._keeper.drop(ours)

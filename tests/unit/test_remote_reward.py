@@ -154,7 +154,7 @@ def test_a_server_that_is_not_there_is_told_apart_from_one_that_does_not_answer(
     for reward in (gone, SubmittedSum([(SumReward(), 1.0), (gone, 1.0)])):
         error = start(reward, group(TASK)).exception(WAIT)
         assert isinstance(error, RewardAway)
-        assert f"no reward answers at {server.address} for 1 s" in str(error)
+        assert f"no reward answers at {server.address} for 1 s (UNAVAILABLE: " in str(error)
     for one in (away, gone):
         one.close()
 
