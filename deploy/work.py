@@ -11,9 +11,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from deploy import processes
@@ -64,24 +64,8 @@ def work(
       ConfigError: the queue is of another run than the config, or its data is another here.
       QueueUnavailable, WeightsUnavailable, ...: what ended it.
     """
-    try:
-        _work(role, replay, weights, config, overrides, name, grace)
-    except QueueClosed as error:  # said to what it asked at its beginning or end
-        logger.info("%s ends: %s", role, error)
-    return 0
-
-
-def _work(
-    role: Role,
-    replay: Peer,
-    weights: Peer | None,
-    config: str | None,
-    overrides: Sequence[str],
-    name: str | None,
-    grace: float,
-) -> None:
     queue = RemoteReplayQueue(replay)
-    with ExitStack() as connections, StopRequest() as stop:
+    with _ends_with_the_run(role), ExitStack() as connections, StopRequest() as stop:
         connections.callback(queue.disconnect)
         served = queue.run()
         run = joined_config(served, replay.address, config, overrides)
@@ -117,6 +101,16 @@ def _work(
         else:
             why = "was asked to stop" if stop.requested else "the run is over"
             logger.info("%s ends after %d groups: %s", worker, done["groups"], why)
+    return 0
+
+
+@contextmanager
+def _ends_with_the_run(role: Role) -> Iterator[None]:
+    """What hears at its beginning or end that the run is over has not failed."""
+    try:
+        yield
+    except QueueClosed as error:
+        logger.info("%s ends: %s", role, error)
 
 
 def _build(
